@@ -1,0 +1,29 @@
+"""The one exception a user can cause, and the checks that raise it.
+
+A message says what is wrong, the rule and the remedy in one line; the command line prints it and exits with 2.
+"""
+
+import math
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Input that cannot work: a bad value, file, name or combination. The message is meant for the user."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `InputError(message)` unless `condition` holds."""
+    if not condition:
+        raise InputError(message)
+
+
+def require_positive(**values: float) -> None:
+    """Raise `InputError` unless every keyword's value is a finite number above zero."""
+    for name, value in values.items():
+        require(math.isfinite(value) and value > 0, f"`{name}` must be > 0, got {value}")
+
+
+def require_one_of(name: str, value: str, known: Iterable[str]) -> None:
+    """Raise `InputError` unless `value` is one of `known`."""
+    known = list(known)
+    require(value in known, f"`{name}` must be one of {', '.join(known)}, got {value!r}")

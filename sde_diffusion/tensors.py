@@ -1,0 +1,29 @@
+"""Shapes: coefficients of time against states of any event shape `(B, *D)`."""
+
+from torch import Tensor
+
+
+def expand(coef: Tensor, x: Tensor) -> Tensor:
+    """View a coefficient of time so that it broadcasts against `x`, without changing the dtype of `x`.
+
+    Args:
+        coef: () or (B,). A 0-dim tensor passes through: it may live on the CPU in float64 and neither upcasts a
+            float32 `x` nor forces a synchronisation.
+        x: (B, *D).
+
+    Returns:
+        () as given, or (B, 1, …, 1) in the dtype and on the device of `x`.
+    """
+    if coef.ndim == 0:
+        return coef
+    return coef.to(x).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def flat_sum(x: Tensor) -> Tensor:
+    """Sum over the event dimensions, (B, *D) -> (B,)."""
+    return x.flatten(1).sum(1)
+
+
+def flat_mean(x: Tensor) -> Tensor:
+    """Mean over the event dimensions, (B, *D) -> (B,)."""
+    return x.flatten(1).mean(1)
