@@ -1,0 +1,92 @@
+"""Sampling and encoding: a solver from one end of time to the other."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.errors import require
+from sde_diffusion.score import ScoreFn
+from sde_diffusion.sde import SDE
+from sde_diffusion.solvers.base import Observer, ReverseProcess, Solver, X0Map, as_time
+from sde_diffusion.solvers.noise import NoiseSource
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """The result of a run.
+
+    Attributes:
+        x: (B, *D).
+        nfe: Score evaluations per sample, the final denoising included.
+        t_end: Time of `x` (before a final denoising).
+    """
+
+    x: Tensor
+    nfe: int
+    t_end: float
+
+
+@torch.no_grad()
+def sample(
+    score_fn: ScoreFn,
+    sde: SDE,
+    solver: Solver,
+    shape: tuple[int, ...],
+    *,
+    noise: NoiseSource,
+    t_end: float | None = None,
+    x_init: Tensor | None = None,
+    denoise: bool = True,
+    project: X0Map | None = None,
+    observer: Observer | None = None,
+) -> Samples:
+    """Draw x ~ p_{t_end} by solving the reverse process from the prior at `sde.t_max`.
+
+    Args:
+        shape: (B, *D).
+        noise: Gives the prior draw and the noise of stochastic solvers.
+        t_end: Where to stop; `sde.t_min` if None.
+        x_init: State at `sde.t_max`, (B, *D); drawn from N(0, prior_std² I) if None.
+        denoise: Return E[x_0 | x_{t_end}] in place of x_{t_end}, for one more score evaluation.
+        project: Map applied to every predicted x̂0, e.g. clipping to the data range.
+        observer: Called with the state and its time after every step.
+
+    Raises:
+        InputError: `t_end` outside [t_min, t_max), or `x_init` not of `shape`.
+    """
+    t_end = _checked_end(sde, t_end)
+    require(
+        x_init is None or tuple(x_init.shape) == tuple(shape),
+        f"`x_init` must have the shape {tuple(shape)}, got {None if x_init is None else tuple(x_init.shape)}",
+    )
+    x = sde.prior_std * noise.prior(tuple(shape)) if x_init is None else x_init
+    process = ReverseProcess(sde, score_fn, noise=noise, project=project, observer=observer)
+    x = solver.solve(process, x, sde.t_max, t_end)
+    if denoise:
+        x = process.x0(x, as_time(t_end))
+        process.observe(x, 0.0)
+    return Samples(x, process.nfe, t_end)
+
+
+@torch.no_grad()
+def encode(score_fn: ScoreFn, sde: SDE, solver: Solver, x0: Tensor) -> Samples:
+    """The latent at `sde.t_max` of data `x0` (B, *D), taken to be the state at `sde.t_min`.
+
+    Raises:
+        InputError: A stochastic solver, which has no inverse.
+    """
+    require(
+        not solver.stochastic,
+        f"`solver` must be deterministic to encode, got {type(solver).__name__}; try ODESolver",
+    )
+    process = ReverseProcess(sde, score_fn)
+    return Samples(solver.solve(process, x0, sde.t_min, sde.t_max), process.nfe, sde.t_max)
+
+
+def _checked_end(sde: SDE, t_end: float | None) -> float:
+    if t_end is None:
+        return sde.t_min
+    require(t_end >= sde.t_min, f"`t_end` must be ≥ `sde.t_min` = {sde.t_min:g}, got {t_end:g}")
+    require(t_end < sde.t_max, f"`t_end` must be < `sde.t_max` = {sde.t_max:g}, got {t_end:g}")
+    return t_end

@@ -1,0 +1,54 @@
+"""Ancestral sampling: DDPM's discretisation as the exact Gaussian bridge of any linear SDE."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.solvers.base import GridSolver, ReverseProcess
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestral(GridSolver):
+    """Draws x_s from q(x_s | x_t, x_0 = x̂0(x_t)), s < t.
+
+    With ρ = a_t/a_s and v = σ_t² − ρ² σ_s², the variance that the forward process adds from s to t,
+
+        mean = (ρ σ_s² x + a_s v x̂0) / σ_t² = (x + v s_θ(x, t)) / ρ,    variance = v σ_s² / σ_t².
+
+    On the grid of a published DDPM or NCSN chain this is that chain. It needs a and σ alone, so it serves every SDE,
+    and is exact in one step when the data are a single point.
+
+    Attributes:
+        variance: `small` is the bridge's v σ_s²/σ_t² (DDPM's β̃), `large` is v (DDPM's β); optimal for data that are a
+            single point and for N(0, I) respectively.
+
+    Cost: one score evaluation per step.
+
+    Reference: Ho et al. 2020, arXiv:2006.11239, eqs. 6–7; Song et al. 2021, arXiv:2011.13456, appendix F.
+    """
+
+    order = 1
+    stochastic = True
+
+    variance: Literal["small", "large"] = "small"
+
+    def step(self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: None) -> tuple[Tensor, None]:
+        """x ← (x + v s_θ)/ρ + √variance z.
+
+        Args:
+            x: State at `t`, (B, *D).
+            t, t_next: Times, () float64, `t_next < t`.
+            state: None; the method has no memory.
+
+        Returns:
+            State at `t_next`, (B, *D), and None.
+        """
+        sde = process.sde
+        rho = torch.exp(sde.log_mean_coef(t) - sde.log_mean_coef(t_next))
+        log_kept = 2 * (sde.half_log_snr(t) - sde.half_log_snr(t_next))  # of ρ² σ_s² / σ_t²
+        added = -(sde.std(t) ** 2) * torch.expm1(log_kept)
+        mean = (x + added * process.score(x, t)) / rho
+        variance = added if self.variance == "large" else added * torch.exp(log_kept) / rho**2
+        return mean + variance.sqrt() * process.noise(x, t, t_next), None

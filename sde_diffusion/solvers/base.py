@@ -1,0 +1,132 @@
+"""The reverse process that solvers see, the solver protocol and the one loop over a time grid.
+
+A solver takes x_t at `t_from` to x_t at `t_to`. Times are () float64 tensors on the CPU: as 0-dim coefficients they
+neither upcast nor synchronise. Solvers are frozen values: re-entrant, picklable, printable; multistep history is passed
+through `state`.
+"""
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.errors import require_positive
+from sde_diffusion.grids import TimeGrid, UniformGrid
+from sde_diffusion.score import ScoreFn, eps_from_score, reverse_drift, score_from_x0, x0_from_score
+from sde_diffusion.sde import SDE
+from sde_diffusion.solvers.noise import NoiseSource
+
+Observer = Callable[[Tensor, float], None]
+"""Called with the state (B, *D) and its time after every step."""
+
+X0Map = Callable[[Tensor], Tensor]
+"""A map of the predicted clean sample (B, *D), e.g. clipping to the data range."""
+
+
+class ReverseProcess:
+    """An SDE with a score: everything a solver may ask for. The only place that counts score evaluations.
+
+    Args:
+        sde: The forward process.
+        score_fn: (x, t) -> ∇ log p_t(x).
+        noise: Source of z for stochastic solvers.
+        project: Applied to every predicted x̂0; score and ε̂ follow it.
+        observer: Called after every step.
+    """
+
+    def __init__(
+        self,
+        sde: SDE,
+        score_fn: ScoreFn,
+        *,
+        noise: NoiseSource | None = None,
+        project: X0Map | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.sde = sde
+        self.project = project
+        self.nfe = 0
+        self._score_fn = score_fn
+        self._noise = noise
+        self._observer = observer
+
+    def score(self, x: Tensor, t: Tensor) -> Tensor:
+        """∇ log p_t(x), (B, *D). Costs one score evaluation."""
+        self.nfe += 1
+        score = self._score_fn(x, t.to(x).expand(len(x)))
+        if self.project is None:
+            return score
+        return score_from_x0(self.sde, self.project(x0_from_score(self.sde, score, x, t)), x, t)
+
+    def eps(self, x: Tensor, t: Tensor) -> Tensor:
+        """E[ε | x_t], (B, *D). Costs one score evaluation."""
+        return eps_from_score(self.sde, self.score(x, t), t)
+
+    def x0(self, x: Tensor, t: Tensor) -> Tensor:
+        """E[x_0 | x_t] by Tweedie's formula, (B, *D). Costs one score evaluation."""
+        return x0_from_score(self.sde, self.score(x, t), x, t)
+
+    def drift(self, x: Tensor, t: Tensor, eta: float) -> Tensor:
+        """f x − ½(1 + η²) g² s, (B, *D). Costs one score evaluation."""
+        return reverse_drift(self.sde, self.score(x, t), x, t, eta)
+
+    def noise(self, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        """Fresh z ~ N(0, I) for the step from `t` to `t_next`, (B, *D)."""
+        assert self._noise is not None, "a stochastic solver needs a noise source"
+        return self._noise(x, t, t_next)
+
+    def observe(self, x: Tensor, t: float) -> None:
+        """Report a state to the observer, if there is one."""
+        if self._observer is not None:
+            self._observer(x, t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solver(ABC):
+    """Takes states from one time to another along the reverse process.
+
+    Attributes:
+        order: Order of convergence in the step size: strong order with the exact score for deterministic solvers,
+            weak order for stochastic ones.
+        stochastic: Whether it draws noise. Only deterministic solvers can `encode`.
+    """
+
+    order: ClassVar[int]
+    stochastic: ClassVar[bool]
+
+    @abstractmethod
+    def solve(self, process: ReverseProcess, x: Tensor, t_from: float, t_to: float) -> Tensor:
+        """The state at `t_to`, (B, *D), from the state `x` at `t_from`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridSolver(Solver):
+    """A solver that takes a fixed number of steps along a time grid. Owns the loop; a subclass gives `step`."""
+
+    steps: int = 1000
+    grid: TimeGrid = UniformGrid()
+
+    def __post_init__(self) -> None:
+        require_positive(steps=self.steps)
+
+    @abstractmethod
+    def step(self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """The state at `t_next`, and what the next step should know (None at the start)."""
+
+    def solve(self, process: ReverseProcess, x: Tensor, t_from: float, t_to: float) -> Tensor:
+        times = self.grid(process.sde, t_from, t_to, self.steps)
+        state = None
+        process.observe(x, t_from)
+        for t, t_next in itertools.pairwise(times):
+            x, state = self.step(process, x, t, t_next, state)
+            process.observe(x, float(t_next))
+        return x
+
+
+def as_time(t: float) -> Tensor:
+    """A time as solvers hold it: () float64 on the CPU."""
+    return torch.tensor(t, dtype=torch.float64)
