@@ -1,0 +1,128 @@
+"""The score model: a network, a process, and what the network predicts.
+
+The network sees the noisy state at unit scale and estimates some mixture of data and noise; the rest is affine:
+
+    ε̂ = c_skip x + c_out F(c_in x, c_noise, label),    s = −ε̂/σ,    c_in = (α²σ_d² + σ²)^−½
+
+with α = a(t), σ = std(t) and σ_d the standard deviation of the data.
+
+References: Karras et al. 2022, arXiv:2206.00364, section 5; Salimans & Ho 2022, arXiv:2202.00512, section 4, for `v`.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion.errors import require, require_positive
+from sde_diffusion.registry import lookup
+from sde_diffusion.score import ScoreFn
+from sde_diffusion.sde import SDE
+from sde_diffusion.tensors import expand
+
+Prediction = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
+"""(a(t), std(t), σ_d) -> (c_skip, c_out), all of the shape of t."""
+
+
+def predict_eps(a: Tensor, std: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
+    """F estimates ε: ε̂ = F."""
+    return torch.zeros_like(a), torch.ones_like(a)
+
+
+def predict_x0(a: Tensor, std: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
+    """F estimates x0: ε̂ = (x − α F)/σ."""
+    return 1 / std, -a / std
+
+
+def predict_v(a: Tensor, std: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
+    """F estimates v = (α ε − σ x0)/r, r² = α² + σ²: ε̂ = σ/r² x + α/r F."""
+    r = torch.hypot(a, std)
+    return std / r**2, a / r
+
+
+def predict_edm(a: Tensor, std: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
+    """F is that of Karras et al., eq. 7: F = 0 is the score of data N(0, σ_d² I)."""
+    total = torch.hypot(a * sigma_data, std)
+    return std / total**2, -a * sigma_data / total
+
+
+PREDICTIONS: dict[str, Prediction] = {"eps": predict_eps, "x0": predict_x0, "v": predict_v, "edm": predict_edm}
+
+
+def quarter_log_snr(sde: SDE, t: Tensor) -> Tensor:
+    """c_noise = −λ/4 with λ = log(α/σ), about −2 … 2; for VE this is the log(σ)/4 of Karras et al. 2022."""
+    return -0.25 * sde.half_log_snr(t)
+
+
+def thousand_steps(sde: SDE, t: Tensor) -> Tensor:
+    """c_noise = 999 t, the step index of DDPM."""
+    return 999 * t
+
+
+NOISE_CONDITIONINGS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
+    "log_snr": quarter_log_snr,
+    "time": thousand_steps,
+}
+
+
+class ScoreModel(nn.Module):
+    """s(x, t) = −(c_skip x + c_out F(c_in x, c_noise, label))/σ.
+
+    The coefficients are computed in the precision of `t` and applied in that of `x`; autocast reaches only the network,
+    whose output is cast back to the dtype of `x`.
+
+    Args:
+        net: F(x (B, *D), c_noise (B,), label (B,) or None) -> (B, *D). Its attribute `classes` says how many labels it
+            knows; without one it knows none.
+        sde: The process.
+        prediction: What F estimates, a name in `PREDICTIONS`.
+        conditioning: What F is told of the time, a name in `NOISE_CONDITIONINGS`.
+        sigma_data: Standard deviation σ_d of the data.
+
+    Raises:
+        InputError: Unknown name or `sigma_data` ≤ 0.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        sde: SDE,
+        *,
+        prediction: str = "eps",
+        conditioning: str = "log_snr",
+        sigma_data: float = 0.5,
+    ) -> None:
+        super().__init__()
+        require_positive(sigma_data=sigma_data)
+        self.net, self.sde, self.sigma_data = net, sde, sigma_data
+        self.predict = lookup(PREDICTIONS, prediction, "prediction")
+        self.c_noise = lookup(NOISE_CONDITIONINGS, conditioning, "noise conditioning")
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """The score of x_t = `x`, (B, *D). Costs one call of the network.
+
+        Args:
+            x: (B, *D).
+            t: () or (B,).
+            label: (B,) int64, −1 for none; None is the same as all −1.
+        """
+        a, std = self.sde.mean_coef(t), self.sde.std(t)
+        c_in = 1 / torch.hypot(a * self.sigma_data, std)
+        c_skip, c_out = self.predict(a, std, self.sigma_data)
+        c_noise = self.c_noise(self.sde, t).to(x).expand(x.shape[0])
+        estimate: Tensor = self.net(expand(c_in, x) * x, c_noise, label).to(x.dtype)
+        return -expand(c_skip / std, x) * x - expand(c_out / std, x) * estimate
+
+    def bind(self, label: Tensor | int | None) -> ScoreFn:
+        """The score function of one label for all samples, of one label each, (B,), or of none (None or −1).
+
+        Raises:
+            InputError: A label that the network does not know.
+        """
+        if label is None or (isinstance(label, int) and label == -1):
+            return self
+        classes = getattr(self.net, "classes", 0)
+        labels = torch.as_tensor(label)
+        known = bool(((labels >= -1) & (labels < classes)).all())
+        require(known, f"`label` must be −1 (none) or one of the network's {classes} classes, got {label}")
+        return lambda x, t: self(x, t, labels.to(x.device).expand(x.shape[0]))

@@ -1,0 +1,15 @@
+"""Plain networks F(x, c_noise, label); they know no SDE. A new one is a file here and a row in `NETWORKS`.
+
+Each is built as `Network(shape, *, classes=0, …)` and called with x (B, *shape), c_noise (B,) and label (B,) int64,
+where −1 means "no label", or None for a batch without any; it returns (B, *shape) and starts as zero.
+"""
+
+from torch import nn
+
+from sde_diffusion.networks.embedding import EMBEDDINGS
+from sde_diffusion.networks.mlp import MLP
+from sde_diffusion.networks.unet import UNet
+
+NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "mlp": MLP}
+
+__all__ = ["EMBEDDINGS", "MLP", "NETWORKS", "UNet"]
