@@ -1,0 +1,167 @@
+"""Batches as index computations: which examples batch k holds, and its noise, follow from (seed, k) alone.
+
+Nothing has to be saved to resume a run, and data held in memory and data streamed by workers give the same batches.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from sde_diffusion.data.base import Batch, Dataset
+from sde_diffusion.errors import InputError, require, require_positive
+from sde_diffusion.rng import SampleStream, generator
+
+_ORDER, _FLIP, _NOISE, _SWEEP = 0xDA7A01, 0xDA7A02, 0xDA7A03, 0xDA7A04  # purposes of random numbers
+
+Raw = tuple[Tensor, Tensor | None]
+
+
+def training_order(length: int, *, batch: int, seed: int, start: int = 0) -> Iterator[Tensor]:
+    """Indices of the batches `start`, `start` + 1, …: consecutive pieces of one permutation per epoch after another.
+
+    A batch that reaches past the end of an epoch goes on in the next, so all have the same size, whatever `length`.
+
+    Returns:
+        An endless iterator of (batch,) int64 on the CPU.
+    """
+
+    def permutation(epoch: int) -> Tensor:
+        return torch.randperm(length, generator=generator(seed, _ORDER, epoch))
+
+    epoch, used = divmod(start * batch, length)
+    queue = permutation(epoch)[used:]
+    while True:
+        while len(queue) < batch:
+            epoch += 1
+            queue = torch.cat([queue, permutation(epoch)])
+        yield queue[:batch]
+        queue = queue[batch:]
+
+
+def training_batches(
+    dataset: Dataset,
+    *,
+    batch: int,
+    seed: int,
+    start: int = 0,
+    device: torch.device | str = "cpu",
+    flip: bool = False,
+    dequantise: bool = True,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """The batches `start`, `start` + 1, … of training, without end.
+
+    Batch k is a function of (seed, k): a run that starts at k sees what a run from 0 sees from k on.
+
+    Args:
+        batch: Examples per batch B.
+        flip: Mirror each image left to right with probability ½.
+        dequantise: Add uniform noise u to discrete values; otherwise they sit at the centres of their bins.
+        workers: Processes that read ahead where the set is on the disk; unused for one in memory.
+
+    Raises:
+        InputError: `batch` ≤ 0, `start` or `workers` < 0, flips of data that is not images; later, a broken file.
+    """
+    require_positive(batch=batch)
+    require(start >= 0, f"`start` must be ≥ 0, got {start}")
+    require(workers >= 0, f"`workers` must be ≥ 0, got {workers}")
+    spec = dataset.spec
+    require(
+        not flip or spec.is_image,
+        f"`flip` must be false for {spec.name}: it mirrors images (1 or 3, H, W), got shape {spec.shape}",
+    )
+    order = training_order(len(dataset), batch=batch, seed=seed, start=start)
+    raw: Iterator[Raw]
+    if dataset.in_memory:
+        raw = map(dataset.to(device).fetch, order)
+    else:
+        raw = _read_ahead(dataset, order, workers, pin=torch.device(device).type == "cuda")
+
+    def prepare(k: int, values: Tensor, labels: Tensor | None) -> Batch:
+        values = values.to(device, non_blocking=True)
+        if flip:
+            coin = torch.rand(batch, generator=generator(seed, _FLIP, k, device=device), device=device) < 0.5
+            values = torch.where(coin.reshape(-1, 1, 1, 1), values.flip(-1), values)
+        u = None
+        if dequantise and spec.levels is not None:
+            u = torch.rand(values.shape, generator=generator(seed, _NOISE, k, device=device), device=device)
+        return Batch(spec.to_model(values, u), None if labels is None else labels.to(device, non_blocking=True))
+
+    return (prepare(k, values, labels) for k, (values, labels) in enumerate(raw, start))
+
+
+def sweep(
+    dataset: Dataset,
+    *,
+    batch: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    dequantise: bool = True,
+    limit: int | None = None,
+    start: int = 0,
+) -> Iterator[tuple[int, Batch]]:
+    """Every example once, in order, the last ones in a smaller batch; what example i gets does not depend on `batch`.
+
+    Args:
+        batch: Examples per batch, at most.
+        dequantise: Add uniform noise u, keyed by (seed, i), to discrete values; otherwise the centres of the bins.
+        limit: Number of examples to go through; None for all.
+        start: Index of the first.
+
+    Returns:
+        Pairs of the index of a batch's first example and the batch.
+
+    Raises:
+        InputError: `batch` or `limit` ≤ 0, `start` outside the set; later, a broken file.
+    """
+    require_positive(batch=batch, **({} if limit is None else {"limit": limit}))
+    require(0 <= start < len(dataset), f"`start` must be from 0 to {len(dataset) - 1}, got {start}")
+    stop = len(dataset) if limit is None else min(len(dataset), start + limit)
+    spec = dataset.spec
+
+    def read(first: int) -> Batch:
+        count = min(batch, stop - first)
+        values, labels = dataset.fetch(torch.arange(first, first + count))
+        u = None
+        if dequantise and spec.levels is not None:
+            u = SampleStream(seed, _SWEEP, start=first, count=count, device=device).uniform(spec.shape)
+        return Batch(spec.to_model(values.to(device), u), None if labels is None else labels.to(device))
+
+    return ((first, read(first)) for first in range(start, stop, batch))
+
+
+class _Reader(TorchDataset[Raw | InputError]):
+    """Reads a whole batch at a time in a worker, and hands an error back as a value: torch would bury its message."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, indices: Tensor) -> Raw | InputError:
+        try:
+            return self._dataset.fetch(indices)
+        except InputError as error:
+            return error
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _read_ahead(dataset: Dataset, order: Iterator[Tensor], workers: int, *, pin: bool) -> Iterator[Raw]:
+    loader: DataLoader[Raw | InputError] = DataLoader(
+        _Reader(dataset),
+        batch_size=None,  # the sampler's items are whole batches
+        sampler=order,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        pin_memory=pin,
+        generator=torch.Generator(),  # or the loader draws from the global one
+    )
+    for item in loader:
+        if isinstance(item, InputError):
+            raise item
+        yield item[0], item[1]
