@@ -1,0 +1,25 @@
+"""Data sets. A new one is a file here and a row in `DATASETS`; its dataclass fields are its config section."""
+
+from sde_diffusion.data.base import Batch, Dataset, DataSource, Split, TensorDataset
+from sde_diffusion.data.digits import Digits
+from sde_diffusion.data.loader import sweep, training_batches
+from sde_diffusion.data.mnist import MNIST, FashionMNIST
+from sde_diffusion.data.spec import DataSpec
+
+DATASETS: dict[str, type[DataSource]] = {
+    "digits": Digits,
+    "fashion_mnist": FashionMNIST,
+    "mnist": MNIST,
+}
+
+__all__ = [
+    "DATASETS",
+    "Batch",
+    "DataSource",
+    "DataSpec",
+    "Dataset",
+    "Split",
+    "TensorDataset",
+    "sweep",
+    "training_batches",
+]
