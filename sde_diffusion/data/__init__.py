@@ -1,15 +1,27 @@
 """Data sets. A new one is a file here and a row in `DATASETS`; its dataclass fields are its config section."""
 
+from sde_diffusion.data.arrays import Arrays
 from sde_diffusion.data.base import Batch, Dataset, DataSource, Split, TensorDataset
+from sde_diffusion.data.cifar10 import CIFAR10
 from sde_diffusion.data.digits import Digits
+from sde_diffusion.data.images import Images
 from sde_diffusion.data.loader import sweep, training_batches
 from sde_diffusion.data.mnist import MNIST, FashionMNIST
 from sde_diffusion.data.spec import DataSpec
+from sde_diffusion.data.toys import Checkerboard, EightGaussians, Rings, SwissRoll, TwoMoons
 
 DATASETS: dict[str, type[DataSource]] = {
     "digits": Digits,
     "fashion_mnist": FashionMNIST,
     "mnist": MNIST,
+    "cifar10": CIFAR10,
+    "images": Images,
+    "arrays": Arrays,
+    "two_moons": TwoMoons,
+    "swiss_roll": SwissRoll,
+    "checkerboard": Checkerboard,
+    "eight_gaussians": EightGaussians,
+    "rings": Rings,
 }
 
 __all__ = [
