@@ -1,0 +1,136 @@
+"""Traces of Jacobians against the full Jacobian, and where the random directions come from."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion.errors import InputError
+from sde_diffusion.likelihood import DIVERGENCES, Divergence, ExactTrace, Hutchinson
+from sde_diffusion.likelihood.divergence import Distribution, score_and_trace
+from sde_diffusion.rng import generator
+from tests.conftest import assert_mean, f64
+
+ALGEBRA = {"rtol": 1e-10, "atol": 1e-10}
+T = f64(0.5)
+MATRIX = torch.randn(6, 6, generator=generator(1), dtype=torch.float64)
+SYMMETRIC = MATRIX + MATRIX.T
+
+
+def linear(matrix: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """s(x) = matrix x, whose Jacobian is `matrix` everywhere."""
+    return lambda x, t: (x.flatten(1) @ matrix.T).reshape(x.shape)
+
+
+def curved(x: Tensor, t: Tensor) -> Tensor:
+    """A field with a full Jacobian that differs from sample to sample."""
+    return (torch.tanh(x.flatten(1) @ MATRIX.T) * t + x.flatten(1) ** 3).reshape(x.shape)
+
+
+def points(count: int, shape: tuple[int, ...] = (6,)) -> Tensor:
+    return torch.randn(count, *shape, generator=generator(2), dtype=torch.float64)
+
+
+def directions(divergence: Divergence, count: int, *, seed: int = 0, start: int = 0) -> Tensor:
+    """The directions themselves up to sign, v² (B, k): the Jacobian of ½ x x is diag(x), here with one dimension."""
+    x = points(count, (1,))
+    trace = divergence.bind(x, seed=seed, start=start)
+    return score_and_trace(lambda x, t: 1.0 * x, trace, x, T)[1]
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 6, 100])
+@pytest.mark.parametrize("shape", [(6,), (2, 3), (1, 3, 2)])
+def test_exact_trace_is_that_of_the_jacobian(chunk: int, shape: tuple[int, ...]) -> None:
+    x = points(3, shape)
+    score, trace = score_and_trace(curved, ExactTrace(chunk=chunk).bind(x, seed=0, start=0), x, T)
+    expected = [
+        torch.autograd.functional.jacobian(lambda v: curved(v[None], T).flatten(), row).reshape(6, 6) for row in x
+    ]
+    torch.testing.assert_close(trace[:, 0], torch.stack([jacobian.trace() for jacobian in expected]), **ALGEBRA)
+    assert torch.equal(score, curved(x, T))
+
+
+@pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
+def test_hutchinson_has_the_mean_and_variance_it_declares(distribution: Distribution) -> None:
+    x = points(1)
+    trace = Hutchinson(probes=4000, distribution=distribution).bind(x, seed=3, start=0)
+    estimates = score_and_trace(linear(SYMMETRIC), trace, x, T)[1][0]
+    diagonal = SYMMETRIC.diagonal()
+    off_diagonal = float((SYMMETRIC**2).sum() - (diagonal**2).sum())
+    variance = 2 * (off_diagonal + (float((diagonal**2).sum()) if distribution == "gaussian" else 0.0))
+    assert_mean(estimates, float(diagonal.sum()), "mean")
+    assert_mean((estimates - diagonal.sum()) ** 2, variance, "variance")
+
+
+def test_rademacher_is_exact_for_a_diagonal_jacobian() -> None:
+    x = points(3)
+    trace = Hutchinson(probes=2).bind(x, seed=0, start=0)
+    estimates = score_and_trace(lambda x, t: x**3, trace, x, T)[1]
+    torch.testing.assert_close(estimates, (3 * x**2).sum(1, keepdim=True).expand(3, 2), **ALGEBRA)
+
+
+def test_directions_belong_to_the_sample_not_to_the_batch() -> None:
+    divergence = Hutchinson(probes=2, distribution="gaussian")
+    whole = directions(divergence, 100, seed=7)
+    assert torch.equal(directions(divergence, 3, seed=7, start=70), whole[70:73])
+    assert torch.equal(directions(Hutchinson(probes=5, distribution="gaussian"), 100, seed=7)[:, :2], whole)
+    assert not torch.equal(directions(divergence, 100, seed=8), whole)
+    assert len(whole.unique()) == whole.numel()
+
+
+def test_directions_stay_fixed_along_the_solve() -> None:
+    x = points(3)
+    trace = Hutchinson(distribution="gaussian").bind(x, seed=0, start=0)
+    first, again = (score_and_trace(curved, trace, x, T)[1] for _ in range(2))
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shapes_dtype_and_no_graph_left(name: str, dtype: torch.dtype) -> None:
+    divergence = DIVERGENCES[name]()
+    x = points(3, (2, 3)).to(dtype)
+    with torch.no_grad():
+        score, trace = score_and_trace(lambda x, t: x**2, divergence.bind(x, seed=0, start=0), x, T)
+    assert score.shape == x.shape
+    assert trace.shape == (3, divergence.estimates)
+    assert score.dtype == trace.dtype == dtype
+    assert not score.requires_grad
+    assert not trace.requires_grad
+    assert not x.requires_grad
+
+
+@pytest.mark.parametrize("chunk", [1, 5])
+def test_trace_runs_through_a_network_with_attention(chunk: int) -> None:
+    """Convolution, group norm and fused attention: also under the vectorised reverse pass. float32, 1e-4 relative."""
+    torch.manual_seed(0)
+    lift, norm, mix = nn.Conv2d(2, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Conv2d(8, 2, 1)
+
+    def net(x: Tensor, t: Tensor) -> Tensor:
+        h = norm(lift(x))
+        tokens = h.flatten(2).transpose(1, 2)[:, None]
+        attended = nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)[:, 0]
+        return mix(h + attended.transpose(1, 2).reshape(h.shape))
+
+    x = points(2, (2, 3, 3)).float()
+    trace = score_and_trace(net, ExactTrace(chunk=chunk).bind(x, seed=0, start=0), x, T)[1]
+    jacobians = torch.autograd.functional.jacobian(lambda v: net(v, T).sum(0).flatten(), x)
+    expected = jacobians.transpose(0, 1).flatten(2).diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
+    torch.testing.assert_close(trace, expected, rtol=1e-4, atol=1e-4)
+    assert lift.weight.grad is None
+
+
+def test_errors() -> None:
+    x = points(2)
+    exact = ExactTrace().bind(x, seed=0, start=0)
+    with pytest.raises(InputError, match="`probes` must be > 0, got 0"):
+        Hutchinson(probes=0)
+    with pytest.raises(InputError, match="`distribution` must be one of rademacher, gaussian, got 'uniform'"):
+        Hutchinson(distribution="uniform")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="`chunk` must be > 0, got -1"):
+        ExactTrace(chunk=-1)
+    with pytest.raises(InputError, match="`score_fn` must be differentiable in x"):
+        score_and_trace(lambda x, t: -x.detach(), exact, x, T)
+    with torch.inference_mode(), pytest.raises(InputError, match="`score_fn` must be differentiable in x"):
+        score_and_trace(lambda x, t: -x, exact, x, T)
