@@ -179,11 +179,12 @@ def _open(path: Path) -> dict[str, Array]:
     """The arrays of a file by name; a .npy file has one, which is mapped and not read."""
     require(path.is_file(), f"array file {path} must exist; check the path")
     try:
-        opened = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(opened, np.ndarray):
-            return {path.stem: opened}
-        with opened:
-            return {name: opened[name] for name in opened.files}
+        with path.open("rb") as file:
+            if file.read(2) == b"PK":  # a .npz file is a zip archive
+                file.seek(0)
+                with np.load(file, allow_pickle=False) as archive:
+                    return {name: archive[name] for name in archive.files}
+        return {path.stem: np.lib.format.open_memmap(path, mode="r")}  # refuses objects
     except _UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path} is not a whole .npy or .npz file of numbers: {reason}") from error
