@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion.data import Dataset, arrays, base, training_batches
+from sde_diffusion.data import Dataset, Split, arrays, base, training_batches
 from sde_diffusion.data.arrays import ArrayFile, Arrays
 from sde_diffusion.data.base import TensorDataset
 from sde_diffusion.errors import InputError
@@ -138,11 +138,12 @@ def test_a_large_file_streams_the_same_batches(
 ) -> None:
     labels = save(tmp_path / "labels.npy", np.arange(40) % 4)
     source = Arrays(file=save(tmp_path / "a.npy", values), labels=labels, validation=5)
-    for split in ("train", "validation", "test"):
-        memory = source.load(split)  # type: ignore[arg-type]
+    splits: tuple[Split, ...] = ("train", "validation", "test")
+    for split in splits:
+        memory = source.load(split)
         with monkeypatch.context() as context:
             context.setattr(base, "MEMORY_LIMIT", 0)
-            stream = source.load(split)  # type: ignore[arg-type]
+            stream = source.load(split)
         assert memory.in_memory
         assert not stream.in_memory
         assert memory.spec == stream.spec

@@ -8,7 +8,7 @@ from sde_diffusion.data import DATASETS
 def test_sizes_levels_and_split() -> None:
     from sklearn.datasets import load_digits
 
-    train, test = (DATASETS["digits"]().load(split) for split in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (DATASETS["digits"]().load(split) for split in ("train", "test"))
     assert (len(train), len(test)) == (1500, 297)
     assert train.spec.shape == (1, 8, 8)
     assert train.spec.levels == 17

@@ -39,7 +39,7 @@ def write_plain(root: Path, values: range, suffix: str = "png") -> Path:
 def test_an_image_of_the_right_size_is_kept_as_it_is(tmp_path: Path, suffix: str, channels: int) -> None:
     pixels = noise(8, 6, 3, seed=1)
     pixels[..., 1:] = pixels[..., :1] if channels == 1 else pixels[..., 1:]  # a grey one stays exact
-    Image.fromarray(pixels).save(tmp_path / f"a.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
+    Image.fromarray(pixels).save(tmp_path / f"a.{suffix}", lossless=True)
     values = read(tmp_path, size=(8, 6), channels=channels, test_fraction=0.0).values
     expected = torch.from_numpy(pixels).permute(2, 0, 1)[:channels]
     assert torch.equal(values[0], expected)
@@ -66,7 +66,7 @@ def test_images_are_turned_upright(tmp_path: Path) -> None:
 def test_modes_are_converted(tmp_path: Path, mode: str) -> None:
     suffix = "tiff" if mode == "CMYK" else "png"
     image = Image.new("RGB", (8, 8), "white").convert(mode)
-    image.save(tmp_path / f"a.{suffix}", **({"transparency": b"\x00\x80"} if mode == "P" else {}))
+    image.save(tmp_path / f"a.{suffix}", transparency=b"\x00\x80" if mode == "P" else None)
     for channels in (1, 3):
         values = read(tmp_path, channels=channels, test_fraction=0.0).values
         assert values.shape == (1, channels, 8, 8)

@@ -106,6 +106,15 @@ def test_dequantisation_is_uniform_within_the_bin() -> None:
     assert abs(u.square().mean() - 1 / 12) < 4 * 180**-0.5 / len(u) ** 0.5  # var u² = 1/180
 
 
+def test_every_batch_and_seed_has_its_own_noise() -> None:
+    """Many equal examples: what differs between batches is the noise alone."""
+    dataset = TensorDataset(DataSpec("grey", (1, 4, 4), levels=256), torch.full((8, 1, 4, 4), 7, dtype=torch.uint8))
+    batches = take(2, training_batches(dataset, batch=8, seed=0)) + take(1, training_batches(dataset, batch=8, seed=1))
+    batches += [batch for seed in (0, 1) for _, batch in sweep(dataset, batch=8, seed=seed)]
+    examples = torch.cat([batch.x for batch in batches]).flatten(1)
+    assert len(examples.unique(dim=0)) == len(examples) == 40
+
+
 def test_continuous_data_is_left_alone() -> None:
     y = torch.randn(N, 2, generator=torch.Generator().manual_seed(0))
     dataset = TensorDataset(VECTORS, y)
