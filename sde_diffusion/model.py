@@ -30,7 +30,7 @@ def predict_eps(a: Tensor, std: Tensor, sigma_data: float) -> tuple[Tensor, Tens
 
 
 def predict_x0(a: Tensor, std: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
-    """F estimates x0: ε̂ = (x − α F)/σ."""
+    """F estimates x0: ε̂ = (x − α F)/σ. Rounding of x and F grows by 1/σ: 1e3 (VP), 1e6 (sub-VP) at t_min."""
     return 1 / std, -a / std
 
 
@@ -119,10 +119,11 @@ class ScoreModel(nn.Module):
         Raises:
             InputError: A label that the network does not know.
         """
-        if label is None or (isinstance(label, int) and label == -1):
+        labels = torch.as_tensor(-1 if label is None else label)
+        low, high = int(labels.min()), int(labels.max())
+        classes = int(getattr(self.net, "classes", 0))
+        rule = f"from 0 to {classes - 1}, or −1 for none" if classes else "−1 (none): the network has no classes"
+        require(low >= -1 and high < classes, f"`label` must be {rule}, got {low if low < -1 else high}")
+        if high == -1:
             return self
-        classes = getattr(self.net, "classes", 0)
-        labels = torch.as_tensor(label)
-        known = bool(((labels >= -1) & (labels < classes)).all())
-        require(known, f"`label` must be −1 (none) or one of the network's {classes} classes, got {label}")
         return lambda x, t: self(x, t, labels.to(x.device).expand(x.shape[0]))

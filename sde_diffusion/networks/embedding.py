@@ -9,6 +9,7 @@ References: Vaswani et al. 2017, arXiv:1706.03762, section 3.5; Tancik et al. 20
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from sde_diffusion.errors import require, require_positive
 from sde_diffusion.registry import lookup
@@ -40,8 +41,7 @@ class Sinusoidal(Waves):
     """
 
     def __init__(self, width: int, *, scale: float = 1.0, max_period: float = 10_000.0) -> None:
-        half = _half(width)
-        require_positive(scale=scale, max_period=max_period)
+        half = width // 2
         exponent = torch.arange(half, dtype=torch.float64, device="cpu") / (half - 1)
         super().__init__((scale * max_period**-exponent).float())
 
@@ -55,10 +55,8 @@ class GaussianFourier(Waves):
     """
 
     def __init__(self, width: int, *, scale: float = 1.0) -> None:
-        half = _half(width)
-        require_positive(scale=scale)
         generator = torch.Generator("cpu").manual_seed(0)
-        super().__init__(scale * torch.randn(half, generator=generator, device="cpu"))
+        super().__init__(scale * torch.randn(width // 2, generator=generator, device="cpu"))
 
 
 EMBEDDINGS: dict[str, type[Sinusoidal] | type[GaussianFourier]] = {
@@ -74,14 +72,14 @@ class Condition(nn.Module):
     unconditional model that classifier-free guidance needs.
 
     Args:
-        width: Number of embedding features of c.
+        width: Number of embedding features of c, even and at least 4.
         features: Number of features of the result.
         classes: Number of classes; 0 for a network without labels.
         embedding: A name in `EMBEDDINGS`.
         scale: Its `scale`.
 
     Raises:
-        InputError: Bad `classes`, `embedding` or `scale`; in `forward`, labels although `classes` is 0.
+        InputError: `classes` < 0, unknown `embedding`, `scale` ≤ 0; in `forward`, labels although `classes` is 0.
     """
 
     def __init__(self, width: int, features: int, *, classes: int, embedding: str, scale: float) -> None:
@@ -94,16 +92,10 @@ class Condition(nn.Module):
 
     def forward(self, c_noise: Tensor, label: Tensor | None) -> Tensor:
         """(B,), (B,) or None -> (B, features)."""
+        known = label is None or self.table is not None
+        require(known, "the network has no classes, but got labels; build it with `classes` > 0")
         features: Tensor = self.lift(self.embedding(c_noise))
         if self.table is not None:
-            if label is None:
-                label = torch.full(c_noise.shape, -1, device=c_noise.device)
-            features = features + self.table(label + 1)
-        else:
-            require(label is None, "the network has no classes, but got labels; build it with `classes` > 0")
-        return nn.functional.silu(features)
-
-
-def _half(width: int) -> int:
-    require(width >= 4 and width % 2 == 0, f"the width of an embedding must be even and ≥ 4, got {width}")
-    return width // 2
+            row = torch.zeros_like(c_noise, dtype=torch.int64) if label is None else label + 1
+            features = features + self.table(row)
+        return functional.silu(features)

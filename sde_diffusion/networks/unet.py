@@ -110,11 +110,7 @@ class UNet(nn.Module):
             len(shape) == 3 and min(shape) > 0,
             f"`shape` must be (channels, height, width) for the network 'unet', got {shape}; 'mlp' takes any shape",
         )
-        require(channels >= 4 and channels % 2 == 0, f"`channels` must be even and ≥ 4, got {channels}")
-        require(
-            len(multipliers) > 0 and min(multipliers) > 0,
-            f"`multipliers` must be one or more numbers > 0, got {tuple(multipliers)}",
-        )
+        _check_widths(channels, multipliers)
         require_positive(blocks=blocks, head_channels=head_channels, groups=groups)
         require(0 <= dropout < 1, f"`dropout` must be in [0, 1), got {dropout}")
         self.shape, self.classes = shape, classes
@@ -130,23 +126,24 @@ class UNet(nn.Module):
         widths = [channels * multiplier for multiplier in multipliers]
         attends = [-(-min(shape[1:]) // 2**level) in attention for level in range(len(widths))]
 
-        down: list[Down] = []
-        up: list[Up] = []
+        self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         skips: list[int] = []
         width = channels
-        for level, (outputs, attend) in enumerate(zip(widths, attends, strict=True)):
+        for level, outputs in enumerate(widths):
             entry = Downsample(width) if level else nn.Conv2d(shape[0], width, 3, padding=1)
-            skips += [width, *[outputs] * blocks]
-            down.append(Down(entry, [stage(width if i == 0 else outputs, outputs, attend) for i in range(blocks)]))
-            width = outputs
-        middle = [stage(width, width, True), stage(width, width, False)]
+            skips.append(width)
+            stages = []
+            for _ in range(blocks):
+                stages.append(stage(width, outputs, attends[level]))
+                skips.append(width := outputs)
+            self.down.append(Down(entry, stages))
+        self.middle.extend([stage(width, width, True), stage(width, width, False)])
         for level, outputs in reversed(list(enumerate(widths))):
             stages = []
             for _ in range(blocks + 1):
                 stages.append(stage(width + skips.pop(), outputs, attends[level]))
                 width = outputs
-            up.append(Up(stages, Upsample(width) if level else nn.Identity()))
-        self.down, self.middle, self.up = nn.ModuleList(down), nn.ModuleList(middle), nn.ModuleList(up)
+            self.up.append(Up(stages, Upsample(width) if level else nn.Identity()))
         self.output = nn.Sequential(
             group_norm(width, groups), nn.SiLU(), zeroed(nn.Conv2d(width, shape[0], 3, padding=1))
         )
@@ -165,3 +162,8 @@ class UNet(nn.Module):
             x = level(x, shifts, skips)
         out: Tensor = self.output(x)
         return out
+
+
+def _check_widths(channels: int, multipliers: tuple[int, ...]) -> None:
+    require(channels >= 4 and channels % 2 == 0, f"`channels` must be even and ≥ 4, got {channels}")
+    require(min(multipliers, default=0) > 0, f"`multipliers` must be one or more numbers > 0, got {tuple(multipliers)}")
