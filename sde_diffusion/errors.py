@@ -1,6 +1,7 @@
-"""The one exception a user can cause, and the checks that raise it.
+"""The exceptions that are meant for the user, and the checks that raise them.
 
-A message says what is wrong, the rule and the remedy in one line; the command line prints it and exits with 2.
+A message says what is wrong, the rule and the remedy in one line; the command line prints it and exits with 2 where the
+input cannot work, with 1 where a run failed.
 """
 
 import math
@@ -9,6 +10,10 @@ from collections.abc import Iterable
 
 class InputError(ValueError):
     """Input that cannot work: a bad value, file, name or combination. The message is meant for the user."""
+
+
+class RunError(RuntimeError):
+    """A run that had to stop although its input was sound, e.g. at a non-finite loss. The message is for the user."""
 
 
 def require(condition: bool, message: str) -> None:
