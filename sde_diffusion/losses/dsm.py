@@ -1,0 +1,84 @@
+"""Weighted denoising score matching.
+
+    L = ∫ λ(t)/σ(t)² E_{x_0, ε} ρ(σ s_θ(x_t, t) + ε) dt,    x_t = a x_0 + σ ε,
+
+estimated with t ~ r(t) and weights λ/(σ² r). With ρ(e) = e² the minimiser is the score of p_t whatever λ is.
+
+Reference: Song et al. 2021, arXiv:2011.13456, eq. 7; Vincent 2011.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sde_diffusion.losses.time_sampling import TimeSampler
+from sde_diffusion.losses.weighting import Weighting
+from sde_diffusion.registry import lookup
+from sde_diffusion.score import ScoreFn
+from sde_diffusion.sde import SDE
+from sde_diffusion.tensors import expand, flat_mean
+
+DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "l2": torch.square,
+    "l1": torch.abs,
+    "huber": lambda error: F.huber_loss(error, torch.zeros_like(error), reduction="none"),
+}
+"""ρ(e) elementwise: e², |e|, and Huber's ½e² for |e| ≤ 1, |e| − ½ beyond."""
+
+
+class DSMLoss(NamedTuple):
+    """One draw of the loss for a batch.
+
+    Attributes:
+        loss: λ/(σ² r) · mean_D ρ, (B,); its mean estimates the integral.
+        error: mean_D ρ(σ s_θ + ε) alone, (B,).
+        t: The times drawn, (B,).
+    """
+
+    loss: Tensor
+    error: Tensor
+    t: Tensor
+
+
+def denoising_error(score_fn: ScoreFn, sde: SDE, x0: Tensor, t: Tensor, eps: Tensor, *, distance: str = "l2") -> Tensor:
+    """mean_D ρ(σ s_θ(x_t, t) + ε), the error of ε at given times and noise.
+
+    Args:
+        x0, eps: Clean data and forward noise, (B, *D).
+        t: (B,).
+        distance: A row of `DISTANCES`.
+
+    Returns:
+        (B,). Costs one score evaluation.
+    """
+    score = score_fn(sde.perturb(x0, t, eps), t)
+    error = expand(sde.std(t), x0) * score + eps
+    return flat_mean(lookup(DISTANCES, distance, "distance")(error))
+
+
+def dsm_loss(
+    score_fn: ScoreFn,
+    sde: SDE,
+    x0: Tensor,
+    *,
+    weighting: Weighting,
+    time_sampler: TimeSampler,
+    generator: torch.Generator,
+    distance: str = "l2",
+) -> DSMLoss:
+    """Draw t ~ r and ε ~ N(0, I) and give each sample's share of the loss.
+
+    Args:
+        x0: Clean data, (B, *D), on the generator's device.
+        generator: Source of t and ε.
+
+    Returns:
+        The loss (B,), always divided by the density r(t), with the bare errors and times. One score evaluation.
+    """
+    t, density = time_sampler(sde, weighting, len(x0), generator=generator)
+    eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+    error = denoising_error(score_fn, sde, x0, t, eps, distance=distance)
+    return DSMLoss(weighting.of_eps(sde, t) / density * error, error, t)

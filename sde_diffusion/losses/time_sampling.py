@@ -1,0 +1,92 @@
+"""Time samplers: densities r(t) on [t_min, t_max] from which training draws its times.
+
+The loss divides by r, so every sampler estimates the same integral; they differ in variance alone.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.losses.weighting import Weighting
+from sde_diffusion.sde import SDE
+
+
+@dataclass(frozen=True)
+class TimeSampler(ABC):
+    """Draws times and tells their density."""
+
+    @abstractmethod
+    def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Times and their densities r(t) > 0 from independent uniform numbers `u` ∈ [0, 1), each (B,)."""
+
+    def __call__(
+        self, sde: SDE, weighting: Weighting, count: int, *, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """`count` times on the generator's device and their densities, each (B,) float32."""
+        u = torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
+        t, density = self.draw(sde, weighting, u)
+        return t.float().clamp(sde.t_min, sde.t_max), density.float()
+
+
+def _stratify(u: Tensor) -> Tensor:
+    """Move the i-th of B uniform numbers into [i/B, (i + 1)/B): each stays uniform over a random batch position."""
+    return (torch.arange(len(u), device=u.device) + u) / len(u)
+
+
+@dataclass(frozen=True)
+class UniformTime(TimeSampler):
+    """r = 1/(t_max − t_min), independent draws."""
+
+    def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
+        span = sde.t_max - sde.t_min
+        return sde.t_min + span * u, torch.full_like(u, 1 / span)
+
+
+@dataclass(frozen=True)
+class StratifiedTime(UniformTime):
+    """r = 1/(t_max − t_min), one draw in each of B equal strata: the batch covers all times evenly.
+
+    Reference: Kingma et al. 2021, arXiv:2107.00630, appendix I.1 (there with one offset for the batch).
+    """
+
+    def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
+        return super().draw(sde, weighting, _stratify(u))
+
+
+@dataclass(frozen=True)
+class ImportanceTime(TimeSampler):
+    """r ∝ λ/σ², the weight of the error of ε: each draw then weighs the same. For `simple` it is uniform.
+
+    The density is tabulated: constant within each of 4096 cells, half of them uniform in t and half in log t. So r is
+    the exact density of the draws, and the loss is unbiased whatever the table's resolution.
+
+    Attributes:
+        stratified: One draw in each of B strata of equal probability.
+
+    Reference: Song et al. 2021b, arXiv:2101.09258, section 4.2, for VP in closed form; here for every process.
+    """
+
+    stratified: bool = True
+
+    def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
+        edges, cdf = (table.to(u.device) for table in _tabulate(sde, weighting))
+        u = _stratify(u) if self.stratified else u
+        cell = (torch.searchsorted(cdf, u, right=True) - 1).clamp(0, len(edges) - 2)
+        width, mass = edges.diff()[cell], cdf.diff()[cell]
+        return edges[cell] + (u - cdf[cell]) / mass * width, mass / width
+
+
+@lru_cache(maxsize=32)
+def _tabulate(sde: SDE, weighting: Weighting, cells: int = 4096) -> tuple[Tensor, Tensor]:
+    """Cell edges (cells + 1,) and the cumulative share of λ/σ² up to each, float64."""
+    linear = torch.linspace(sde.t_min, sde.t_max, cells // 2 + 1, dtype=torch.float64)
+    logarithmic = torch.logspace(math.log10(sde.t_min), math.log10(sde.t_max), cells // 2 + 1, dtype=torch.float64)
+    edges = torch.cat([linear, logarithmic[1:-1]]).sort().values
+    edges[0], edges[-1] = sde.t_min, sde.t_max
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    cdf = torch.cat([torch.zeros(1, dtype=torch.float64), (weighting.of_eps(sde, middle) * edges.diff()).cumsum(0)])
+    return edges, cdf / cdf[-1]
