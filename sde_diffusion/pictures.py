@@ -1,0 +1,94 @@
+"""Pictures: grids of samples, denoising strips, scatter plots, histograms. Each is one PNG, written atomically."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from sde_diffusion.data import DataSpec
+from sde_diffusion.files import write_atomically
+
+MIN_SIDE = 48  # pixels; smaller images are enlarged by whole numbers, without smoothing
+
+
+def save_samples(path: Path, spec: DataSpec, values: Tensor, *, columns: int | None = None) -> None:
+    """Draw samples in data units, (N, *shape): images as a grid, points as a scatter plot, else as lines."""
+    if spec.is_image:
+        _save_grid(path, spec.to_uint8(values.cpu()), columns or _square(len(values)))
+    elif spec.dims == 2:
+        _save_scatter(path, [values.cpu().flatten(1)], ["samples"])
+    else:
+        _save_lines(path, values.cpu().flatten(1))
+
+
+def save_strip(path: Path, spec: DataSpec, frames: Sequence[Tensor], times: Sequence[float]) -> None:
+    """Draw how a few samples form: states in data units, each (N, *shape), one column per time, noise at the left."""
+    if spec.is_image:
+        _save_grid(path, _interleave([spec.to_uint8(frame.cpu()) for frame in frames]), len(frames))
+    elif spec.dims == 2:
+        _save_scatter(path, [frame.cpu().flatten(1) for frame in frames], [f"t = {t:.3g}" for t in times])
+    else:
+        _save_lines(path, _interleave([frame.cpu().flatten(1)[:1] for frame in frames]))
+
+
+def save_histogram(path: Path, values: Tensor, *, label: str, mean: float, half_width: float) -> None:
+    """Draw the distribution of one number per example, with the mean and its interval."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.hist(values.cpu().numpy(), bins=min(60, max(10, len(values) // 8)), color="#4c72b0")
+    axes.axvline(mean, color="#c44e52", label=f"mean {mean:.3f} ± {half_width:.3f}")
+    axes.axvspan(mean - half_width, mean + half_width, color="#c44e52", alpha=0.25)
+    axes.set(xlabel=label, ylabel="examples")
+    axes.legend()
+    _save_figure(path, figure)
+
+
+def _square(count: int) -> int:
+    return max(1, math.isqrt(count))
+
+
+def _interleave(frames: Sequence[Tensor]) -> Tensor:
+    """Frames (N, …) each -> (N · frames, …), row by row."""
+    return torch.stack(list(frames), 1).flatten(0, 1)
+
+
+def _save_grid(path: Path, images: Tensor, columns: int) -> None:
+    zoom = -(-MIN_SIDE // min(images.shape[-2:]))
+    images = images.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
+    grid = make_grid(images, nrow=columns, padding=2, pad_value=128)
+    _save_image(path, Image.fromarray(grid.permute(1, 2, 0).numpy()))
+
+
+def _save_scatter(path: Path, sets: Sequence[Tensor], titles: Sequence[str]) -> None:
+    figure = Figure(figsize=(3.2 * len(sets) + 0.8, 4), layout="constrained")
+    for i, (points, title) in enumerate(zip(sets, titles, strict=True)):
+        axes = figure.add_subplot(1, len(sets), i + 1)
+        axes.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=2, alpha=0.5)
+        axes.set(title=title, aspect="equal")
+    _save_figure(path, figure)
+
+
+def _save_lines(path: Path, series: Tensor) -> None:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(series[:16].numpy().T, linewidth=1)
+    axes.set(xlabel="coordinate", ylabel="value")
+    _save_figure(path, figure)
+
+
+def _save_image(path: Path, image: Image.Image) -> None:
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    write_atomically(path, buffer.getvalue())
+
+
+def _save_figure(path: Path, figure: Figure) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,19 @@
+"""Training: EMA, checkpoints, the run folder and the loop."""
+
+from sde_diffusion.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from sde_diffusion.training.ema import EMA
+from sde_diffusion.training.options import LossConfig, TrainingConfig
+from sde_diffusion.training.run_folder import RunFolder, newest_run
+from sde_diffusion.training.trainer import Trainer
+
+__all__ = [
+    "EMA",
+    "Checkpoint",
+    "LossConfig",
+    "RunFolder",
+    "Trainer",
+    "TrainingConfig",
+    "load_checkpoint",
+    "newest_run",
+    "save_checkpoint",
+]

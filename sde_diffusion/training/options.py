@@ -1,0 +1,89 @@
+"""The sections `loss` and `training` of a config."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from sde_diffusion.errors import require, require_positive
+from sde_diffusion.losses import ImportanceTime, LikelihoodWeighting, TimeSampler, Weighting
+from sde_diffusion.solvers import ODESolver, Solver
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The section `loss`: λ(t), r(t) and ρ(e)."""
+
+    weighting: Weighting = LikelihoodWeighting()
+    time_sampler: TimeSampler = ImportanceTime()
+    distance: Literal["l2", "l1", "huber"] = "l2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The section `training`.
+
+    Attributes:
+        steps: Optimizer steps in all; a larger number lets a finished run go on.
+        batch: Examples per step.
+        accumulate: Pieces in which a step's batch goes through the network, to save memory.
+        optimizer, learning_rate, weight_decay, beta2: Of Adam or AdamW.
+        warmup: Steps over which the learning rate rises from zero.
+        decay: After that, `constant`, or `cosine` down to zero at `steps`.
+        clip: Largest norm of the gradient; null for none.
+        ema_decay: Rate of the averaged weights, which are used for everything but training.
+        precision: Of the network's forward pass; all else stays in float32.
+        dequantise: Train on n + u, u uniform in a level; else on the levels' centres.
+        flip: Mirror images at random.
+        label_dropout: Share of labels hidden in training of a conditional model.
+        workers: Processes that read data that do not fit in memory.
+        log_every, validate_every, sample_every, save_every: Steps between lines of the log, validations, pictures and
+            checkpoints; 0 for never. A checkpoint is always written at the end.
+        validation_examples: Number of held-out examples in the validation loss.
+        preview: Solver of the pictures.
+        preview_count: Samples in a picture.
+        keep: Number of checkpoints kept.
+    """
+
+    steps: int = 2000
+    batch: int = 64
+    accumulate: int = 1
+    optimizer: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    beta2: float = 0.99
+    warmup: int = 100
+    decay: Literal["constant", "cosine"] = "cosine"
+    clip: float | None = 1.0
+    ema_decay: float = 0.999
+    precision: Literal["float32", "bfloat16"] = "float32"
+    dequantise: bool = True
+    flip: bool = False
+    label_dropout: float = 0.1
+    workers: int = 0
+    log_every: int = 50
+    validate_every: int = 500
+    validation_examples: int = 512
+    sample_every: int = 500
+    preview: Solver = ODESolver(rtol=1e-3, atol=1e-3)
+    preview_count: int = 64
+    save_every: int = 500
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        require_positive(steps=self.steps, batch=self.batch, accumulate=self.accumulate, keep=self.keep)
+        require_positive(learning_rate=self.learning_rate, preview_count=self.preview_count)
+        require_positive(validation_examples=self.validation_examples)
+        for name in ("warmup", "weight_decay", "log_every", "validate_every", "sample_every", "save_every", "workers"):
+            require(getattr(self, name) >= 0, f"`{name}` must be ≥ 0, got {getattr(self, name)}")
+        require(self.accumulate <= self.batch, f"`accumulate` must be ≤ `batch` = {self.batch}, got {self.accumulate}")
+        require(0 <= self.label_dropout <= 1, f"`label_dropout` must be in [0, 1], got {self.label_dropout}")
+        require(0 <= self.ema_decay < 1, f"`ema_decay` must be in [0, 1), got {self.ema_decay}")
+        require(0 <= self.beta2 < 1, f"`beta2` must be in [0, 1), got {self.beta2}")
+        require(self.clip is None or self.clip > 0, f"`clip` must be > 0 or null, got {self.clip}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of step `step`, counted from 0."""
+        rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup))
+        if self.decay == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return rate

@@ -1,0 +1,118 @@
+"""The folder of a training run: resolved config, checkpoints, metrics, samples, and the lock that guards it.
+
+config.yaml   checkpoints/step_00001000.safetensors   metrics.jsonl   samples/step_00001000.png   lock
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sde_diffusion.errors import InputError
+from sde_diffusion.files import write_atomically
+from sde_diffusion.training.checkpoint import SUFFIX, Checkpoint, save_checkpoint
+
+
+class RunFolder:
+    """Paths and files of one run.
+
+    Args:
+        path: The folder; made when first written to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics_path = path / "metrics.jsonl"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run: a second process is refused as long as this one lives, however it ends.
+
+        Raises:
+            InputError: Another process holds the run, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise InputError(
+                f"cannot write to the run folder {self.path}: {error.strerror}; choose another --out"
+            ) from None
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
+                raise InputError(
+                    f"the run {self.path} is being trained by another process (pid {holder}); wait for it, stop it, or "
+                    f"choose another --out"
+                ) from None
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, str(os.getpid()).encode(), 0)
+            yield
+        finally:
+            os.close(handle)
+
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints, oldest first."""
+        return sorted((self.path / "checkpoints").glob(f"step_*{SUFFIX}"))
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint, or None."""
+        found = self.checkpoints()
+        return found[-1] if found else None
+
+    def save(self, checkpoint: Checkpoint, *, keep: int) -> Path:
+        """Write the checkpoint of `checkpoint.meta["step"]`, then drop all but the `keep` newest."""
+        path = self.path / "checkpoints" / f"step_{checkpoint.meta['step']:08d}{SUFFIX}"
+        save_checkpoint(path, checkpoint)
+        for old in self.checkpoints()[:-keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write the resolved config."""
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        write_atomically(self.path / "config.yaml", text.encode())
+
+    def sample_path(self, step: int) -> Path:
+        """Where the picture of samples after `step` steps goes."""
+        return self.path / "samples" / f"step_{step:08d}.png"
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one line to the metrics."""
+        try:
+            with self.metrics_path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {self.metrics_path}: {error.strerror}; free space") from None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows logged so far."""
+        if not self.metrics_path.exists():
+            return []
+        rows = []
+        for line in self.metrics_path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue  # cut short by a kill
+        return rows
+
+    def rewind(self, step: int) -> None:
+        """Forget the metrics after `step`, which a resumed run writes again."""
+        kept = [row for row in self.metrics() if row["step"] <= step]
+        if self.metrics_path.exists():
+            write_atomically(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+
+
+def newest_run(root: Path) -> RunFolder | None:
+    """The run below `root` whose newest checkpoint is the newest of all, or None."""
+    runs = [RunFolder(path.parent) for path in root.glob("**/checkpoints") if path.is_dir()]
+    dated = [(checkpoint.stat().st_mtime, run) for run in runs if (checkpoint := run.latest()) is not None]
+    return max(dated, key=lambda pair: pair[0])[1] if dated else None

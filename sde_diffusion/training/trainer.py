@@ -1,0 +1,266 @@
+"""Training as a function of (config, seed, step).
+
+Every random draw of step k is seeded from (seed, k) and the order of the data is an index computation, so that a run
+resumes from weights, EMA, optimizer state and step alone: 20 steps are 10 steps, a kill and 10 more, bit for bit.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from sde_diffusion.data import Batch, Dataset, sweep, training_batches
+from sde_diffusion.errors import InputError
+from sde_diffusion.losses import DSMLoss, dsm_loss
+from sde_diffusion.model import ScoreModel
+from sde_diffusion.pictures import save_samples
+from sde_diffusion.rng import derive_seed, generator
+from sde_diffusion.sampling import sample
+from sde_diffusion.solvers import SeededNoise
+from sde_diffusion.training.board import Board
+from sde_diffusion.training.checkpoint import Checkpoint
+from sde_diffusion.training.ema import EMA
+from sde_diffusion.training.options import LossConfig, TrainingConfig
+from sde_diffusion.training.run_folder import RunFolder
+from sde_diffusion.training.stop import StopRequest, stop_on_signals
+from sde_diffusion.training.window import LossWindow
+
+logger = logging.getLogger(__name__)
+
+_LOSS, _DROPOUT, _LABELS, _VALIDATION = 0x7EA101, 0x7EA102, 0x7EA103, 0x7EA104  # purposes of random numbers
+
+
+class Trainer:
+    """One run: a model, its EMA and optimizer, and the loop that trains, reports and saves them.
+
+    Args:
+        model: On `device`.
+        train, validation: Splits of the data.
+        config, loss: Sections of the config.
+        folder: Where everything is written.
+        seed: Of the run.
+        meta: JSON-able facts that every checkpoint carries, such as config and data specification.
+    """
+
+    def __init__(
+        self,
+        model: ScoreModel,
+        train: Dataset,
+        validation: Dataset,
+        *,
+        config: TrainingConfig,
+        loss: LossConfig,
+        folder: RunFolder,
+        seed: int,
+        device: torch.device,
+        meta: dict[str, Any],
+    ) -> None:
+        self.model, self.train, self.validation = model, train, validation.to(device)
+        self.config, self.loss, self.folder = config, loss, folder
+        self.seed, self.device, self.meta = seed, device, meta
+        self.ema = EMA(model, config.ema_decay)
+        self.step = 0
+        optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+        self.optimizer = optimizer(
+            model.parameters(), betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
+        )
+
+    def state(self) -> Checkpoint:
+        """Everything that the rest of the run depends on, as a checkpoint."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"ema.{name}": value for name, value in self.ema.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            tensors |= {f"optimizer.{key}.{name}": v for key, v in self.optimizer.state[parameter].items()}
+        return Checkpoint(tensors, self.meta | {"step": self.step})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take up `state()` of an earlier process."""
+        self.model.load_state_dict(checkpoint.group("model"))
+        self.ema.model.load_state_dict(checkpoint.group("ema"))
+        moments = checkpoint.group("optimizer")
+        keys = {name.partition(".")[0] for name in moments}
+        for name, parameter in self.model.named_parameters():
+            self.optimizer.state[parameter] = {key: moments[f"{key}.{name}"].to(self.device) for key in keys}
+        self.step = checkpoint.meta["step"]
+
+    def run(self) -> int | None:
+        """Train from the current step to the last.
+
+        Returns:
+            The number of the signal that stopped the run early, or None. Either way a checkpoint has been written.
+
+        Raises:
+            RunError: A loss was not finite; the last checkpoint is the one before it.
+            InputError: A file could not be read or written.
+        """
+        config = self.config
+        batches = training_batches(
+            self.train,
+            batch=config.batch,
+            seed=self.seed,
+            start=self.step,
+            device=self.device,
+            flip=config.flip,
+            dequantise=config.dequantise,
+            workers=config.workers,
+        )
+        self.folder.rewind(self.step)
+        self.model.train()
+        with (
+            stop_on_signals() as stop,
+            logging_redirect_tqdm(),
+            tqdm(total=config.steps, initial=self.step, unit="step", disable=None, dynamic_ncols=True) as bar,
+        ):
+            self._loop(batches, stop, bar)
+        return stop.signal
+
+    def _loop(self, batches: Iterator[Batch], stop: StopRequest, bar: "tqdm[Any]") -> None:
+        config, window = self.config, LossWindow(self.model.sde.t_max)
+        board, clock, reported = Board(self.folder.path, self.step), time.perf_counter(), self.step
+        saved = self.step
+        while self.step < config.steps and stop.signal is None:
+            terms, norm = self.train_step(next(batches))
+            window.add(self.step, terms, norm)
+            self.step += 1
+            bar.update()
+            last = self.step == config.steps
+            rows: dict[str, Any] = {}
+            due = {
+                name: _due(self.step, getattr(config, f"{name}_every"))
+                for name in ("log", "validate", "sample", "save")
+            }
+            if any(due.values()) or last:
+                report = window.report()
+            if due["log"] or last:
+                seconds = time.perf_counter() - clock
+                speed = (self.step - reported) * config.batch / seconds
+                rows |= report | {"learning_rate": config.learning_rate_at(self.step - 1), "images_per_second": speed}
+                bar.set_postfix_str(f"loss {rows['loss']:.4g}, {speed:.0f} img/s")
+                clock, reported = time.perf_counter(), self.step
+            if due["validate"] or (last and config.validate_every):
+                rows |= self.validate()
+                logger.info("step %d: loss %s, validation %.4f", self.step, _short(rows), rows["validation_loss"])
+            if rows:
+                self.folder.log({"step": self.step} | rows)
+                board.write(rows, self.step)
+            if due["sample"] or (last and config.sample_every):
+                self.draw_preview()
+            if due["save"] and not last:
+                saved = self._save()
+        window.report()
+        if saved != self.step or self.folder.latest() is None:
+            self._save()
+
+    def _save(self) -> int:
+        self.folder.save(self.state(), keep=self.config.keep)
+        return self.step
+
+    def train_step(self, batch: Batch) -> tuple[DSMLoss, Tensor]:
+        """One optimizer step on the batch of the current step, and the update of the EMA.
+
+        Returns:
+            The terms of the loss, each (B,), and the norm of the gradient before clipping, ().
+        """
+        config, k = self.config, self.step
+        draws = generator(self.seed, _LOSS, k, device=self.device)
+        label = self._hide_labels(batch.label, k)
+        terms = []
+        fork = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(fork):
+            torch.manual_seed(derive_seed(self.seed, _DROPOUT, k))  # dropout knows no generators
+            for piece in torch.arange(len(batch.x), device=self.device).chunk(config.accumulate):
+                part = self._terms(self.model, batch.x[piece], None if label is None else label[piece], draws)
+                (part.loss.sum() / len(batch.x)).backward()  # type: ignore[no-untyped-call]
+                terms.append(part)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate_at(k)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(self.model, k)
+        return DSMLoss(*(torch.cat(parts) for parts in zip(*terms, strict=True))), norm
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, Any]:
+        """Loss of the EMA weights on held-out examples at fixed times and noise, so that only the weights move it."""
+        losses, errors, times = [], [], []
+        for start, batch in sweep(
+            self.validation,
+            batch=self.config.batch,
+            seed=self.seed,
+            device=self.device,
+            dequantise=self.config.dequantise,
+            limit=self.config.validation_examples,
+        ):
+            draws = generator(self.seed, _VALIDATION, start, device=self.device)
+            terms = self._terms(self.ema.model, batch.x, batch.label, draws)
+            losses.append(terms.loss)
+            errors.append(terms.error)
+            times.append(terms.t)
+        window = LossWindow(self.model.sde.t_max)
+        window.add(self.step, DSMLoss(torch.cat(losses), torch.cat(errors), torch.cat(times)), torch.zeros(()))
+        report = window.report()
+        return {"validation_loss": report["loss"], "validation_error_by_t": report["error_by_t"]}
+
+    def draw_preview(self) -> None:
+        """A picture of samples by the EMA weights from noise that is the same at every step."""
+        spec, count = self.train.spec, self.config.preview_count
+        labels = None
+        if self._conditional:
+            labels = torch.arange(count, device=self.device) % len(spec.classes)
+        try:
+            samples = sample(
+                self.ema.model.bind(labels),
+                self.model.sde,
+                self.config.preview,
+                (count, *spec.shape),
+                noise=SeededNoise(self.seed, device=self.device),
+            )
+        except InputError as error:  # an untrained score may be too rough to integrate: no reason to stop training
+            logger.warning("no picture at step %d: %s", self.step, error)
+            return
+        save_samples(self.folder.sample_path(self.step), spec, spec.from_model(samples.x))
+
+    @property
+    def _conditional(self) -> bool:
+        return bool(getattr(self.model.net, "classes", 0))
+
+    def _terms(self, model: ScoreModel, x: Tensor, label: Tensor | None, draws: torch.Generator) -> DSMLoss:
+        label = label if self._conditional else None
+
+        def score_fn(x: Tensor, t: Tensor) -> Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+                score: Tensor = model(x, t, label)
+            return score
+
+        return dsm_loss(
+            score_fn,
+            model.sde,
+            x,
+            weighting=self.loss.weighting,
+            time_sampler=self.loss.time_sampler,
+            distance=self.loss.distance,
+            generator=draws,
+        )
+
+    def _hide_labels(self, label: Tensor | None, k: int) -> Tensor | None:
+        if label is None or not self._conditional or self.config.label_dropout == 0:
+            return label
+        coin = torch.rand(
+            label.shape, generator=generator(self.seed, _LABELS, k, device=self.device), device=self.device
+        )
+        return torch.where(coin < self.config.label_dropout, -1, label)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _short(rows: dict[str, Any]) -> str:
+    return f"{rows['loss']:.4f}" if "loss" in rows else "–"
