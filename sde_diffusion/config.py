@@ -1,0 +1,206 @@
+"""Configuration: YAML, dotted overrides and validation against the components' own signatures.
+
+A section that names a component, `{name: linear, max: 10.0}`, becomes an object of the class in that row of the
+registry; its option names, types and defaults are those of the class. A config can name rows, never code. Errors give
+the dotted path, the rule and the nearest known name.
+"""
+
+import dataclasses
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+
+from sde_diffusion.errors import InputError, require
+from sde_diffusion.registry import lookup, suggest
+
+T = TypeVar("T")
+Registries = Mapping[type, Mapping[str, type]]
+"""Base class of a kind of component -> its registry."""
+
+Raw = dict[str, Any]
+"""A config as YAML gives it."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A component that needs more than its options to be built, such as a network that waits for the data's shape."""
+
+    factory: Callable[..., Any]
+    options: Raw
+
+    def __call__(self, *args: Any, **given: Any) -> Any:
+        """Build it, with what the options cannot know."""
+        return self.factory(*args, **given, **self.options)
+
+
+def read_yaml(path: Path) -> Raw:
+    """A config file as a nested dict.
+
+    Raises:
+        InputError: Missing, unreadable, not YAML, or not a mapping.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise InputError(f"cannot read the config file {path}: {reason}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise InputError(f"the config file {path} is not YAML: {getattr(error, 'problem', error)}{where}") from None
+    require(raw is None or isinstance(raw, dict), f"the config file {path} must hold a mapping of sections")
+    return raw or {}
+
+
+def override(raw: Raw, assignments: Sequence[str]) -> Raw:
+    """`raw` with assignments `a.b=value` put in, values read as YAML. Naming another component drops its options.
+
+    Raises:
+        InputError: An assignment that is not of that form.
+    """
+    raw = _copied(raw)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        path = key.strip().split(".")
+        require(bool(equals) and all(path), f"an override must have the form section.key=value, got {assignment!r}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"the value of the override {assignment!r} is not YAML; quote it") from None
+        section = raw
+        for part in path[:-1]:
+            inner = section.get(part, {})
+            section[part] = inner = {"name": inner} if isinstance(inner, str) else inner
+            require(isinstance(inner, dict), f"`{key}` cannot be set: `{part}` is a value, not a section")
+            section = inner
+        if path[-1] == "name" and section.get("name") != value:
+            section.clear()
+        section[path[-1]] = value
+    return raw
+
+
+def parse(schema: Callable[..., T], raw: Mapping[str, Any], registries: Registries, path: str = "") -> T:
+    """Build `schema`, a dataclass or another class with annotated keyword arguments, from a section.
+
+    Raises:
+        InputError: Unknown key or name, wrong type, or a value that the component refuses; with the dotted path.
+    """
+    options = _parse_options(schema, raw, registries, path)
+    try:
+        return schema(**options)
+    except InputError as error:
+        raise InputError(f"in `{path}`: {error}" if path else str(error)) from None
+
+
+def plain(value: Any, registries: Registries) -> Any:
+    """The inverse of `parse`: plain YAML values with every default written out."""
+    if isinstance(value, Recipe):
+        defaults = {key: option.default for key, option in _options(value.factory).items()}
+        return {"name": _row(value.factory, registries)} | {
+            key: plain(option, registries) for key, option in (defaults | value.options).items()
+        }
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: plain(getattr(value, f.name), registries) for f in dataclasses.fields(value)}
+        name = _row(type(value), registries)
+        return fields if name is None else {"name": name} | fields
+    if isinstance(value, tuple | list):
+        return [plain(item, registries) for item in value]
+    return value
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted path -> (old, new) of every value in which two plain configs differ."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in {**old, **new}:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found |= differences(before, after, f"{path}{key}.")
+        elif before != after:
+            found[path + key] = (before, after)
+    return found
+
+
+def _options(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters that a config may set: those with defaults, typed by resolved annotations, save `classes`."""
+    hints = typing.get_type_hints(vars(factory).get("__init__", factory))
+    return {
+        name: parameter.replace(annotation=hints[name])
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if parameter.default is not inspect.Parameter.empty and name not in GIVEN
+    }
+
+
+GIVEN = {"classes"}  # what the data decide, though a network's signature has a default
+
+
+def _parse_options(schema: Callable[..., Any], raw: Any, registries: Registries, path: str) -> Raw:
+    known = _options(schema)
+    require(isinstance(raw, Mapping), f"`{path}` must be a section of keys, got {raw!r}")
+    for key in raw:
+        if key not in known:
+            raise InputError(f"unknown config key {_join(path, key)!r}{suggest(str(key), known)}")
+    return {key: _parse_value(known[key].annotation, raw[key], registries, _join(path, key)) for key in raw}
+
+
+def _parse_value(annotation: Any, value: Any, registries: Registries, path: str) -> Any:
+    if annotation in registries:
+        return _parse_component(annotation, value, registries, path)
+    if dataclasses.is_dataclass(annotation):
+        return parse(typing.cast(type, annotation), value, registries, path)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (types.UnionType, Union):
+        if value is None and type(None) in arguments:
+            return None
+        (annotation,) = (a for a in arguments if a is not type(None))
+        return _parse_value(annotation, value, registries, path)
+    if origin is Literal:
+        if value not in arguments:
+            raise InputError(f"`{path}` must be one of {', '.join(map(str, arguments))}, got {value!r}")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_parse_value(arguments[0], item, registries, path) for item in items)
+    return _parse_scalar(annotation, value, path)
+
+
+def _parse_scalar(annotation: type, value: Any, path: str) -> Any:
+    if annotation is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-4 as text
+        except ValueError:
+            pass
+    if isinstance(value, bool) == (annotation is bool) and isinstance(value, annotation):
+        return value
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    raise InputError(f"`{path}` must be {names.get(annotation, annotation.__name__)}, got {value!r}")
+
+
+def _parse_component(kind: type, value: Any, registries: Registries, path: str) -> Any:
+    section = {"name": value} if isinstance(value, str) else value
+    require(isinstance(section, Mapping), f"`{path}` must be a name or a section with a name, got {value!r}")
+    table = registries[kind]
+    if "name" not in section:
+        raise InputError(f"`{path}.name` is missing: one of {', '.join(table)}")
+    cls = lookup(table, section["name"], path)
+    options = {key: option for key, option in section.items() if key != "name"}
+    if dataclasses.is_dataclass(cls):
+        return parse(cls, options, registries, path)
+    return Recipe(cls, _parse_options(cls, options, registries, path))
+
+
+def _row(cls: Any, registries: Registries) -> str | None:
+    return next((name for table in registries.values() for name, row in table.items() if row is cls), None)
+
+
+def _join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _copied(raw: Raw) -> Raw:
+    return {key: _copied(value) if isinstance(value, dict) else value for key, value in raw.items()}
