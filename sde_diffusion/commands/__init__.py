@@ -1,0 +1,51 @@
+"""The commands. A new one is a file here and an `add_command` below."""
+
+import logging
+import sys
+
+import click
+
+from sde_diffusion import __version__
+from sde_diffusion.commands.likelihood import likelihood
+from sde_diffusion.commands.sample import sample
+from sde_diffusion.commands.train import train
+from sde_diffusion.errors import InputError, RunError
+
+EPILOG = """\b
+Examples:
+  python cli.py train --sde vp
+  python cli.py sample --solver ode
+  python cli.py likelihood --limit 100
+"""
+
+
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="sde-diffusion")
+def cli() -> None:
+    """Train score-based diffusion models, sample them, and score data in bits/dim."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+
+for command in (train, sample, likelihood):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 the run failed, 2 bad input, 128 + n stopped by signal n."""
+    try:
+        sys.exit(cli(standalone_mode=False) or 0)
+    except InputError as error:
+        _fail(str(error), 2)
+    except RunError as error:
+        _fail(str(error), 1)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,171 @@
+"""`sample`: draw from a trained model."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sde_diffusion.build import SamplingConfig, Trained, plain_config
+from sde_diffusion.commands.common import (
+    GrowingArrays,
+    Loaded,
+    as_assignments,
+    load,
+    shared_options,
+    show_config,
+    write_json,
+)
+from sde_diffusion.errors import require
+from sde_diffusion.grids import GRIDS
+from sde_diffusion.pictures import save_samples, save_strip
+from sde_diffusion.sampling import sample as draw
+from sde_diffusion.solvers import SOLVERS, SeededNoise
+from sde_diffusion.tensors import expand
+
+EPILOG = """\b
+Examples:
+  python cli.py sample                                     # newest run
+  python cli.py sample --solver em --steps 500
+  python cli.py sample --solver ancestral --steps 100 --grid log_snr --count 16 --trajectory
+  python cli.py sample runs/digits_vp --solver ode --rtol 1e-4 --atol 1e-4 --seed 1
+  python cli.py sample --set sampling.solver.variance=large --solver ancestral
+
+\b
+Sample i depends on the seed and on i, not on --batch. A killed run goes on where it stopped.
+"""
+
+FRAMES, ROWS = 10, 8  # of the denoising strip
+
+
+@click.command(epilog=EPILOG, short_help="Draw samples from a model.")
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option("--solver", help=f"{', '.join(SOLVERS)}. Default: the config's.")
+@click.option("--steps", type=int, help="Steps of a fixed-grid solver.")
+@click.option("--grid", help=f"Its time grid: {', '.join(GRIDS)}.")
+@click.option("--rtol", type=float, help="Relative tolerance of an adaptive solver.")
+@click.option("--atol", type=float, help="Absolute tolerance of an adaptive solver.")
+@click.option("--t-end", type=float, help="Time to stop at. Default: sde.t_min.")
+@click.option("--denoise/--no-denoise", default=None, help="End with the mean of the clean data (default).")
+@click.option("--clip/--no-clip", default=None, help="Clip predicted clean images to the data range.")
+@click.option("--count", type=int, help="Number of samples.")
+@click.option("--batch", type=int, help="Samples drawn at once.")
+@click.option("--label", type=int, help="Class of the samples, for a conditional model; -1 for none.")
+@click.option("--ema/--no-ema", default=True, show_default=True, help="Averaged weights, or the last ones.")
+@click.option("--trajectory", is_flag=True, help="Also draw how the first samples form.")
+@shared_options
+def sample(
+    checkpoint: Path | None,
+    config_file: Path | None,
+    assignments: tuple[str, ...],
+    seed: int | None,
+    device: str,
+    out: Path | None,
+    dry_run: bool,
+    ema: bool,
+    trajectory: bool,
+    **given: Any,
+) -> None:
+    """Draw samples from CHECKPOINT, a file or a run's folder; from the newest run without one."""
+    options = {f"sampling__{key}": given[key] for key in ("t_end", "denoise", "clip", "count", "batch", "label")}
+    solver = {f"sampling__solver__{key}": given[key] for key in ("steps", "grid", "rtol", "atol")}
+    named = as_assignments(sampling__solver__name=given["solver"])
+    loaded = load(
+        checkpoint,
+        config_file,
+        [*named, *assignments, *as_assignments(**options, **solver, seed=seed)],
+        device=device,
+        ema=ema,
+    )
+    config = loaded.trained.config
+    if dry_run:
+        show_config({"seed": config.seed, "sampling": plain_config(config)["sampling"]})
+        return
+    name = plain_config(config)["sampling"]["solver"]["name"]
+    folder = out or loaded.folder / f"sample_{name}_seed{config.seed}"
+    _run(loaded, folder, trajectory, {"ema": ema})
+
+
+def _run(loaded: Loaded, folder: Path, trajectory: bool, extra: dict[str, Any]) -> None:
+    trained = loaded.trained
+    options, spec, clock = trained.config.sampling, trained.spec, time.perf_counter()
+    facts = loaded.facts() | extra
+    labels = _labels(trained, loaded.device)
+    fixed = {key: value for key, value in facts.items() if key != "config"} | {
+        "seed": trained.config.seed,
+        "sampling": {k: v for k, v in facts["config"]["sampling"].items() if k not in ("count", "batch")},
+    }
+    store = GrowingArrays(folder / "samples.npz", fixed)
+    strip = _Strip(trained)
+    nfe: list[int] = []
+    drawn = len(store)
+    with tqdm(total=options.count, initial=drawn, unit="img", disable=None) as bar:
+        while drawn < options.count:
+            size = min(options.batch, options.count - drawn)
+            result = draw(
+                trained.model.bind(labels),
+                trained.model.sde,
+                options.solver,
+                (size, *spec.shape),
+                noise=SeededNoise(trained.config.seed, start=drawn, device=loaded.device),
+                t_end=options.t_end,
+                denoise=options.denoise,
+                project=(lambda x0: x0.clamp(-1, 1)) if options.clip else None,
+                observer=strip.observe if trajectory and drawn == 0 else None,
+            )
+            store.append(samples=spec.from_model(result.x).cpu().numpy(), **_label_rows(options, size))
+            nfe.append(result.nfe)
+            drawn += size
+            bar.update(size)
+    seconds = time.perf_counter() - clock
+    store.finish()
+    samples = torch.from_numpy(store.arrays["samples"])[: options.count]
+    save_samples(folder / "samples.png", spec, samples[:100])
+    if trajectory and strip.frames:
+        strip.save(folder / "trajectory.png")
+    write_json(
+        folder / "sample.json",
+        facts | {"nfe": nfe, "seconds": seconds, "shape": list(samples.shape), "units": spec.describe_units()},
+    )
+    evaluations = f"{min(nfe)}–{max(nfe)}" if len(set(nfe)) > 1 else str(nfe[0] if nfe else 0)
+    click.echo(f"{len(samples)} samples, {evaluations} score evaluations each, {seconds:.1f} s")
+    click.echo(f"wrote {folder / 'samples.png'}, samples.npz, sample.json" + (", trajectory.png" if trajectory else ""))
+
+
+def _labels(trained: Trained, device: torch.device) -> Tensor | int | None:
+    label = trained.config.sampling.label
+    classes = len(trained.spec.classes) if trained.config.model.conditional else 0
+    require(label < classes or label == -1, f"`label` must be below the model's {classes} classes, got {label}")
+    return None if label == -1 else label
+
+
+def _label_rows(options: SamplingConfig, size: int) -> dict[str, Any]:
+    return {} if options.label == -1 else {"labels": torch.full((size,), options.label).numpy()}
+
+
+class _Strip:
+    """Keeps the states of the first samples on their way."""
+
+    def __init__(self, trained: Trained) -> None:
+        self._trained = trained
+        self.frames: list[Tensor] = []
+        self.times: list[float] = []
+
+    def observe(self, x: Tensor, t: float) -> None:
+        self.frames.append(x[:ROWS].clone())
+        self.times.append(t)
+
+    def save(self, path: Path) -> None:
+        """Draw ten of them, evenly spread over the steps, each scaled to the data's range."""
+        chosen = torch.linspace(0, len(self.frames) - 1, min(FRAMES, len(self.frames))).round().long().tolist()
+        model, spec = self._trained.model, self._trained.spec
+        frames = []
+        for i in chosen:
+            t = torch.tensor(self.times[i])
+            a, std = model.sde.mean_coef(t), model.sde.std(t)
+            shown = expand(model.sigma_data / torch.hypot(a * model.sigma_data, std), self.frames[i]) * self.frames[i]
+            frames.append(spec.from_model(shown))
+        save_strip(path, spec, frames, [self.times[i] for i in chosen])
