@@ -77,7 +77,7 @@ class UNet(nn.Module):
         channels: Width of level 0, even and at least 4; the time embedding has as many features.
         multipliers: Width of each level as a multiple of `channels`; their number is the number of levels.
         blocks: Residual blocks per level on the way down; the way up has one more.
-        attention: Resolutions with self-attention, each the smaller side of a level: 28 × 40 has 28, 14, 7. A number
+        attention: Resolutions with self-attention, each the smaller side of a level: 40 × 27 has 27, 14, 7. A number
             that is no level's is without effect. The middle always has attention.
         head_channels: Least width of an attention head; see `Attention`.
         dropout: Probability of dropping a feature inside the residual blocks, in training.

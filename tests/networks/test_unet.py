@@ -25,11 +25,11 @@ def test_sides_are_halved_upwards_and_cropped_on_the_way_up() -> None:
     assert sizes == [(5, 7), (3, 4), (2, 2), (2, 2), (3, 4), (5, 7)]
 
 
-@pytest.mark.parametrize(("attention", "expected"), [((), 1), ((28,), 4), ((14, 7), 7), ((40, 20, 13), 1)])
+@pytest.mark.parametrize(("attention", "expected"), [((), 1), ((27,), 4), ((14, 7), 7), ((40, 20, 13, 6), 1)])
 def test_attention_sits_at_the_smaller_side_of_a_level_and_in_the_middle(
     attention: tuple[int, ...], expected: int
 ) -> None:
-    net = UNet((1, 40, 28), channels=8, blocks=1, attention=attention)
+    net = UNet((1, 40, 27), channels=8, blocks=1, attention=attention)
     assert sum(isinstance(module, Attention) for module in net.modules()) == expected
 
 
