@@ -1,3 +1,85 @@
-"""Score-based generative models in continuous time: training, sampling and likelihoods."""
+"""Score-based generative models in continuous time: training, sampling and likelihoods.
 
-__version__ = "0.1.0"
+    data ──► dsm_loss(score_fn, sde, x0, …) ──► Trainer ──► checkpoint ──► ScoreModel ──► ScoreFn(x, t)
+                                                                                            │
+                                       sample(score_fn, sde, solver, …), log_likelihood(score_fn, sde, x0, …)
+
+Everything takes a score function (x, t) -> ∇ log p_t(x), be it a model or a closed form (`GaussianMixture.score`).
+"""
+
+from sde_diffusion.data import Batch, DataSpec, sweep, training_batches
+from sde_diffusion.errors import InputError, RunError
+from sde_diffusion.grids import KarrasGrid, LogSNRGrid, QuadraticGrid, TimeGrid, UniformGrid
+from sde_diffusion.likelihood import ExactTrace, GaussianReference, Hutchinson, log_likelihood, mean_interval
+from sde_diffusion.losses import (
+    ImportanceTime,
+    LikelihoodWeighting,
+    SimpleWeighting,
+    StratifiedTime,
+    UniformTime,
+    denoising_error,
+    dsm_loss,
+)
+from sde_diffusion.model import ScoreModel
+from sde_diffusion.networks import MLP, UNet
+from sde_diffusion.oracle import GaussianMixture
+from sde_diffusion.rng import generator
+from sde_diffusion.sampling import Samples, encode, sample
+from sde_diffusion.score import ScoreFn, eps_from_score, reverse_drift, x0_from_score
+from sde_diffusion.sde import SDE, VESDE, VPSDE, CosineBeta, LinearBeta, SubVPSDE
+from sde_diffusion.solvers import Ancestral, EulerMaruyama, ODESolver, ReverseProcess, SeededNoise, Solver
+from sde_diffusion.training import EMA, load_checkpoint
+from sde_diffusion.version import __version__
+
+__all__ = [
+    "EMA",
+    "MLP",
+    "SDE",
+    "VESDE",
+    "VPSDE",
+    "Ancestral",
+    "Batch",
+    "CosineBeta",
+    "DataSpec",
+    "EulerMaruyama",
+    "ExactTrace",
+    "GaussianMixture",
+    "GaussianReference",
+    "Hutchinson",
+    "ImportanceTime",
+    "InputError",
+    "KarrasGrid",
+    "LikelihoodWeighting",
+    "LinearBeta",
+    "LogSNRGrid",
+    "ODESolver",
+    "QuadraticGrid",
+    "ReverseProcess",
+    "RunError",
+    "Samples",
+    "ScoreFn",
+    "ScoreModel",
+    "SeededNoise",
+    "SimpleWeighting",
+    "Solver",
+    "StratifiedTime",
+    "SubVPSDE",
+    "TimeGrid",
+    "UNet",
+    "UniformGrid",
+    "UniformTime",
+    "__version__",
+    "denoising_error",
+    "dsm_loss",
+    "encode",
+    "eps_from_score",
+    "generator",
+    "load_checkpoint",
+    "log_likelihood",
+    "mean_interval",
+    "reverse_drift",
+    "sample",
+    "sweep",
+    "training_batches",
+    "x0_from_score",
+]

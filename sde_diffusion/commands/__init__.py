@@ -5,11 +5,11 @@ import sys
 
 import click
 
-from sde_diffusion import __version__
 from sde_diffusion.commands.likelihood import likelihood
 from sde_diffusion.commands.sample import sample
 from sde_diffusion.commands.train import train
 from sde_diffusion.errors import InputError, RunError
+from sde_diffusion.version import __version__
 
 EPILOG = """\b
 Examples:

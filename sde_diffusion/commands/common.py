@@ -15,12 +15,12 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from sde_diffusion import __version__
 from sde_diffusion.build import Config, Trained, choose_device, load_trained, plain_config, read_config
 from sde_diffusion.config import Raw, differences
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import write_atomically
 from sde_diffusion.training import RunFolder, load_checkpoint, newest_run
+from sde_diffusion.version import __version__
 
 RUNS = Path("runs")
 
