@@ -24,7 +24,6 @@ from sde_diffusion.grids import GRIDS
 from sde_diffusion.pictures import save_samples, save_strip
 from sde_diffusion.sampling import sample as draw
 from sde_diffusion.solvers import SOLVERS, SeededNoise
-from sde_diffusion.tensors import expand
 
 EPILOG = """\b
 Examples:
@@ -159,13 +158,12 @@ class _Strip:
         self.times.append(t)
 
     def save(self, path: Path) -> None:
-        """Draw ten of them, evenly spread over the steps, each scaled to the data's range."""
-        chosen = torch.linspace(0, len(self.frames) - 1, min(FRAMES, len(self.frames))).round().long().tolist()
+        """Draw ten of them, evenly spread over the signal's share of the state, each scaled to the data's range."""
         model, spec = self._trained.model, self._trained.spec
-        frames = []
-        for i in chosen:
-            t = torch.tensor(self.times[i])
-            a, std = model.sde.mean_coef(t), model.sde.std(t)
-            shown = expand(model.sigma_data / torch.hypot(a * model.sigma_data, std), self.frames[i]) * self.frames[i]
-            frames.append(spec.from_model(shown))
+        t = torch.tensor(self.times, dtype=torch.float64)
+        signal = model.sde.mean_coef(t) * model.sigma_data
+        total = torch.hypot(signal, model.sde.std(t))
+        wanted = torch.linspace(0, 1, FRAMES, dtype=torch.float64)
+        chosen = sorted({int((signal / total - share).abs().argmin()) for share in wanted})
+        frames = [spec.from_model(self.frames[i] * (model.sigma_data / total[i])) for i in chosen]
         save_strip(path, spec, frames, [self.times[i] for i in chosen])
