@@ -46,9 +46,11 @@ class Ancestral(GridSolver):
             State at `t_next`, (B, *D), and None.
         """
         sde = process.sde
-        rho = torch.exp(sde.log_mean_coef(t) - sde.log_mean_coef(t_next))
-        log_kept = 2 * (sde.half_log_snr(t) - sde.half_log_snr(t_next))  # of ρ² σ_s² / σ_t²
-        added = -(sde.std(t) ** 2) * torch.expm1(log_kept)
-        mean = (x + added * process.score(x, t)) / rho
-        variance = added if self.variance == "large" else added * torch.exp(log_kept) / rho**2
-        return mean + variance.sqrt() * process.noise(x, t, t_next), None
+        log_rho = sde.log_mean_coef(t) - sde.log_mean_coef(t_next)
+        std = sde.std(t)
+        ratio = sde.std(t_next) / std
+        # v = σ_t² (1 − ρ² σ_s²/σ_t²) by expm1: in a short step the two terms are nearly equal
+        added = -(std**2) * torch.expm1(2 * (log_rho + ratio.log()))
+        mean = (x + added * process.score(x, t)) / log_rho.exp()
+        spread = added.sqrt() if self.variance == "large" else added.sqrt() * ratio
+        return mean + spread * process.noise(x, t, t_next), None
