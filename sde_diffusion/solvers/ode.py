@@ -3,6 +3,7 @@
 Reference: Song et al. 2021, arXiv:2011.13456, section 4.3; Dormand & Prince 1980 for the 5(4) pair.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -30,14 +31,25 @@ def worst_sample_rms(y: Tensor) -> Tensor:
     return flat_mean(y.abs() ** 2).max().sqrt()
 
 
-class _Watched:
-    """The right-hand side as torchdiffeq takes it, and where the solve stands: (t, y) at the last accepted step."""
+FAILURES = {  # what torchdiffeq's assertions begin with, and what to say instead
+    "underflow in dt": "the step size fell to zero",
+    "non-finite values in state": "the state is not finite",
+    "max_num_steps exceeded": "max_steps = {max_steps} were not enough",
+}
 
-    def __init__(self, rhs: Rhs, t_from: float, observe: Callable[[Tensor, float], None] | None) -> None:
+
+class _Watched:
+    """The right-hand side as torchdiffeq takes it, which also tells how far the solve has come.
+
+    torchdiffeq's guess of the first step may probe far beyond the interval; here every evaluation stays inside.
+    """
+
+    def __init__(self, rhs: Rhs, t_from: float, t_to: float, observe: Callable[[Tensor, float], None] | None) -> None:
         self.rhs, self.t, self._observe = rhs, t_from, observe
+        self._low, self._high = sorted((t_from, t_to))
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.rhs(t, y)
+        return self.rhs(t.clamp(self._low, self._high), y)
 
     def callback_step(self, t: Tensor, y: Tensor, dt: Tensor) -> None:
         self.t = float(t)
@@ -101,28 +113,35 @@ class ODESolver(Solver):
             State at `t_to`, the shape of `y`.
 
         Raises:
-            InputError: The step size underflowed, the state became non-finite or `max_steps` was reached; the
-                message says at which time.
+            InputError: The step size fell to zero, which it does where the right-hand side stops being finite, or
+                `max_steps` was reached; the message says at which time.
         """
         require(bool(y.isfinite().all()), f"the state at t = {t_from:.6g} must be finite before it is integrated")
         if len(y) == 0 or t_from == t_to:
             return y
         times = torch.stack([as_time(t_from), as_time(t_to)]).to(y.device)
-        watched = _Watched(rhs, t_from, observe)
-        options = {"norm": norm, "step_t": times[1:], "max_num_steps": self.max_steps}
+        watched = _Watched(rhs, t_from, t_to, observe)
+        def size(error: Tensor) -> Tensor:  # as infinity, NaN shortens the step; torchdiffeq gives up at NaN itself
+            return norm(error).nan_to_num(nan=math.inf, posinf=math.inf)
+
+        options = {"norm": size, "step_t": times[1:], "max_num_steps": self.max_steps}
         try:
             path: Tensor = odeint(
                 watched, y, times, rtol=self.rtol, atol=self.atol, method=self.method, options=options
             )
         except AssertionError as failure:  # torchdiffeq reports a failed solve by assertions
-            reason = str(failure).split(":")[0].split("(")[0].strip()
+            reason = next((told for start, told in FAILURES.items() if str(failure).startswith(start)), None)
+            if reason is None:
+                raise
             raise InputError(
-                f"the ODE solve by {self.method!r} stopped at t = {watched.t:.6g}: {reason}; "
+                f"the ODE solve by {self.method!r} stopped at t = {watched.t:.6g}: "
+                f"{reason.format(max_steps=self.max_steps)}; "
                 f"loosen rtol = {self.rtol:g} and atol = {self.atol:g}, or look for non-finite scores there"
             ) from None
         end = path[-1]
         require(
             bool(end.isfinite().all()),
-            f"the ODE solve by {self.method!r} gave non-finite values after t = {watched.t:.6g}: the score is not finite",
+            f"the ODE solve by {self.method!r} gave non-finite values after t = {watched.t:.6g}; "
+            "look for non-finite scores there",
         )
         return end
