@@ -56,11 +56,9 @@ class ReverseProcess:
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """∇ log p_t(x), (B, *D). Costs one score evaluation."""
-        self.nfe += 1
-        score = self._score_fn(x, t.to(x).expand(len(x)))
         if self.project is None:
-            return score
-        return score_from_x0(self.sde, self.project(x0_from_score(self.sde, score, x, t)), x, t)
+            return self._evaluate(x, t)
+        return score_from_x0(self.sde, self.x0(x, t), x, t)
 
     def eps(self, x: Tensor, t: Tensor) -> Tensor:
         """E[ε | x_t], (B, *D). Costs one score evaluation."""
@@ -68,7 +66,8 @@ class ReverseProcess:
 
     def x0(self, x: Tensor, t: Tensor) -> Tensor:
         """E[x_0 | x_t] by Tweedie's formula, (B, *D). Costs one score evaluation."""
-        return x0_from_score(self.sde, self.score(x, t), x, t)
+        x0 = x0_from_score(self.sde, self._evaluate(x, t), x, t)
+        return x0 if self.project is None else self.project(x0)
 
     def drift(self, x: Tensor, t: Tensor, eta: float) -> Tensor:
         """f x − ½(1 + η²) g² s, (B, *D). Costs one score evaluation."""
@@ -84,6 +83,10 @@ class ReverseProcess:
         if self._observer is not None:
             self._observer(x, t)
 
+    def _evaluate(self, x: Tensor, t: Tensor) -> Tensor:
+        self.nfe += 1
+        return self._score_fn(x, t.to(x).expand(len(x)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Solver(ABC):
@@ -92,11 +95,14 @@ class Solver(ABC):
     Attributes:
         order: Order of convergence in the step size: strong order with the exact score for deterministic solvers,
             weak order for stochastic ones.
-        stochastic: Whether it draws noise. Only deterministic solvers can `encode`.
     """
 
     order: ClassVar[int]
-    stochastic: ClassVar[bool]
+
+    @property
+    @abstractmethod
+    def stochastic(self) -> bool:
+        """Whether it draws noise. Only deterministic solvers can `encode`."""
 
     @abstractmethod
     def solve(self, process: ReverseProcess, x: Tensor, t_from: float, t_to: float) -> Tensor:

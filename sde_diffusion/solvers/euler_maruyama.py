@@ -21,13 +21,16 @@ class EulerMaruyama(GridSolver):
     """
 
     order = 1
-    stochastic = True
 
     eta: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.eta >= 0, f"`eta` must be ≥ 0, got {self.eta}")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
 
     def step(self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: None) -> tuple[Tensor, None]:
         """x ← x + [f x − ½(1 + η²) g² s] h + η g √|h| z,  h = t_next − t.
@@ -42,7 +45,7 @@ class EulerMaruyama(GridSolver):
         """
         h = t_next - t
         x_next = x + h * process.drift(x, t, self.eta)
-        if self.eta == 0:
+        if not self.stochastic:
             return x_next, None
         spread = self.eta * process.sde.diffusion(t) * h.abs().sqrt()
         return x_next + spread * process.noise(x, t, t_next), None
