@@ -1,5 +1,6 @@
 """Time grids: where a fixed-step solver stops on its way. All are float64 on the CPU, both ends included."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -42,7 +43,8 @@ class QuadraticGrid(TimeGrid):
     """
 
     def spread(self, sde: SDE, u: Tensor, t_from: float, t_to: float) -> Tensor:
-        return (t_from**0.5 + u * (t_to**0.5 - t_from**0.5)) ** 2
+        start, end = math.sqrt(t_from), math.sqrt(t_to)
+        return (start + u * (end - start)) ** 2
 
 
 @dataclass(frozen=True)
