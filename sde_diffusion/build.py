@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from sde_diffusion.config import Raw, Recipe, Registries, override, parse, plain, read_yaml
+from sde_diffusion.config import Raw, Recipe, Registries, merge, override, parse, plain, read_yaml
 from sde_diffusion.data import DATASETS, DataSource, DataSpec
 from sde_diffusion.data.digits import Digits
 from sde_diffusion.errors import InputError, require, require_positive
@@ -139,12 +139,12 @@ class Config:
 
 
 def read_config(file: Path | None, assignments: Sequence[str] = (), base: Raw | None = None) -> Config:
-    """The config of a file and overrides on top of `base`, the built-in defaults if None.
+    """The config of a file and overrides on top of `base`; what none of them sets has its default.
 
     Raises:
         InputError: See `read_yaml`, `override` and `parse`.
     """
-    raw = dict(base or {}) | (read_yaml(file) if file else {})
+    raw = merge(base or {}, read_yaml(file) if file else {})
     return parse(Config, override(raw, assignments), REGISTRIES)
 
 

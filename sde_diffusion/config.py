@@ -1,12 +1,14 @@
 """Configuration: YAML, dotted overrides and validation against the components' own signatures.
 
 A section that names a component, `{name: linear, max: 10.0}`, becomes an object of the class in that row of the
-registry; its option names, types and defaults are those of the class. A config can name rows, never code. Errors give
-the dotted path, the rule and the nearest known name.
+registry; its option names, types and defaults are those of the class. A section without a name changes options of the
+default component. A config can name rows, never code. Errors give the dotted path, the rule and the nearest known name.
 """
 
+import contextlib
 import dataclasses
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -56,6 +58,19 @@ def read_yaml(path: Path) -> Raw:
         raise InputError(f"the config file {path} is not YAML: {getattr(error, 'problem', error)}{where}") from None
     require(raw is None or isinstance(raw, dict), f"the config file {path} must hold a mapping of sections")
     return raw or {}
+
+
+def merge(below: Raw, above: Mapping[str, Any]) -> Raw:
+    """`above` over `below`, section by section; a section that names another component replaces the one below."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, str) and "name" in old:
+            value = {"name": value}
+        if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) == old.get("name"):
+            value = merge(old, value)
+        merged[key] = value
+    return merged
 
 
 def override(raw: Raw, assignments: Sequence[str]) -> Raw:
@@ -144,13 +159,19 @@ def _parse_options(schema: Callable[..., Any], raw: Any, registries: Registries,
     require(isinstance(raw, Mapping), f"`{path}` must be a section of keys, got {raw!r}")
     for key in raw:
         if key not in known:
-            raise InputError(f"unknown config key {_join(path, key)!r}{suggest(str(key), known)}")
-    return {key: _parse_value(known[key].annotation, raw[key], registries, _join(path, key)) for key in raw}
+            row = _row(schema, registries)
+            owner = f" of {row!r}" if row else ""
+            rest = suggest(str(key), known) if known else "; it has no options"
+            raise InputError(f"unknown config key {_join(path, key)!r}{owner}{rest}")
+    return {
+        key: _parse_value(known[key].annotation, value, registries, _join(path, key), known[key].default)
+        for key, value in raw.items()
+    }
 
 
-def _parse_value(annotation: Any, value: Any, registries: Registries, path: str) -> Any:
+def _parse_value(annotation: Any, value: Any, registries: Registries, path: str, default: Any = None) -> Any:
     if annotation in registries:
-        return _parse_component(annotation, value, registries, path)
+        return _parse_component(annotation, value, registries, path, default)
     if dataclasses.is_dataclass(annotation):
         return parse(typing.cast(type, annotation), value, registries, path)
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -158,7 +179,7 @@ def _parse_value(annotation: Any, value: Any, registries: Registries, path: str)
         if value is None and type(None) in arguments:
             return None
         (annotation,) = (a for a in arguments if a is not type(None))
-        return _parse_value(annotation, value, registries, path)
+        return _parse_value(annotation, value, registries, path, default)
     if origin is Literal:
         if value not in arguments:
             raise InputError(f"`{path}` must be one of {', '.join(map(str, arguments))}, got {value!r}")
@@ -170,24 +191,26 @@ def _parse_value(annotation: Any, value: Any, registries: Registries, path: str)
 
 
 def _parse_scalar(annotation: type, value: Any, path: str) -> Any:
-    if annotation is float and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-4 as text
-        except ValueError:
-            pass
-    if isinstance(value, bool) == (annotation is bool) and isinstance(value, annotation):
+    if annotation is float:
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            with contextlib.suppress(ValueError, OverflowError):
+                number = float(value)  # YAML reads 1e-4 as text
+                if math.isfinite(number):
+                    return number
+    elif isinstance(value, bool) == (annotation is bool) and isinstance(value, annotation):
         return value
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
     raise InputError(f"`{path}` must be {names.get(annotation, annotation.__name__)}, got {value!r}")
 
 
-def _parse_component(kind: type, value: Any, registries: Registries, path: str) -> Any:
+def _parse_component(kind: type, value: Any, registries: Registries, path: str, default: Any) -> Any:
     section = {"name": value} if isinstance(value, str) else value
     require(isinstance(section, Mapping), f"`{path}` must be a name or a section with a name, got {value!r}")
-    table = registries[kind]
     if "name" not in section:
-        raise InputError(f"`{path}.name` is missing: one of {', '.join(table)}")
-    cls = lookup(table, section["name"], path)
+        section = merge(plain(default, registries), section)
+    name, table = section["name"], registries[kind]
+    require(isinstance(name, str), f"`{path}.name` must be one of {', '.join(table)}, got {name!r}")
+    cls = lookup(table, name, path)
     options = {key: option for key, option in section.items() if key != "name"}
     if dataclasses.is_dataclass(cls):
         return parse(cls, options, registries, path)
