@@ -62,8 +62,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
-            f"cannot read {path} as a checkpoint: {error}; it is truncated, damaged or of another format (only "
-            f"safetensors files of this package are read, pickles never)"
+            f"cannot read {path} as a checkpoint: {' '.join(str(error).split())}; it is truncated, damaged or of "
+            f"another format (only safetensors files of this package are read, pickles never)"
         ) from None
     require(
         header.get("format") == FORMAT and "meta" in header,
@@ -72,7 +72,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoin
     )
     require(
         header.get("sha256") == _digest(tensors, header["meta"]),
-        f"the checkpoint {path} is damaged: its content does not match its hash; use an older one",
+        f"the checkpoint {path} is damaged: its content does not match its hash; use an older one, "
+        f"or delete it to resume from that",
     )
     return Checkpoint({name: value.to(device) for name, value in tensors.items()}, json.loads(header["meta"]))
 

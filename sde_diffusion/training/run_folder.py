@@ -3,6 +3,7 @@
 config.yaml   checkpoints/step_00001000.safetensors   metrics.jsonl   samples/step_00001000.png   lock
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -36,27 +37,35 @@ class RunFolder:
         Raises:
             InputError: Another process holds the run, or the folder cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            raise InputError(
-                f"cannot write to the run folder {self.path}: {error.strerror}; choose another --out"
-            ) from None
+        handle = self._open_lock()
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
                 raise InputError(
                     f"the run {self.path} is being trained by another process (pid {holder}); wait for it, stop it, or "
                     f"choose another --out"
                 ) from None
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, str(os.getpid()).encode(), 0)
+            except OSError as error:
+                raise InputError(
+                    f"cannot lock the run folder {self.path}: {error.strerror}; choose an --out on a local disk"
+                ) from None
+            with contextlib.suppress(OSError):  # a full disk: the name of the holder is a courtesy
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, str(os.getpid()).encode(), 0)
             yield
         finally:
             os.close(handle)
+
+    def _open_lock(self) -> int:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise InputError(
+                f"cannot write to the run folder {self.path}: {error.strerror}; choose another --out"
+            ) from None
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
@@ -70,6 +79,8 @@ class RunFolder:
     def save(self, checkpoint: Checkpoint, *, keep: int) -> Path:
         """Write the checkpoint of `checkpoint.meta["step"]`, then drop all but the `keep` newest."""
         path = self.path / "checkpoints" / f"step_{checkpoint.meta['step']:08d}{SUFFIX}"
+        for left_over in path.parent.glob(f".step_*{SUFFIX}.*.tmp"):  # of a process that was killed as it wrote
+            left_over.unlink(missing_ok=True)
         save_checkpoint(path, checkpoint)
         for old in self.checkpoints()[:-keep]:
             old.unlink(missing_ok=True)

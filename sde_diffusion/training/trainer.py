@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -65,29 +66,40 @@ class Trainer:
         self.config, self.loss, self.folder = config, loss, folder
         self.seed, self.device, self.meta = seed, device, meta
         self.ema = EMA(model, config.ema_decay)
-        self.step = 0
+        self.window = LossWindow(model.sde.t_max)
+        self.step, self._saved = 0, -1
         optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
         self.optimizer = optimizer(
             model.parameters(), betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
         )
 
     def state(self) -> Checkpoint:
-        """Everything that the rest of the run depends on, as a checkpoint."""
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        """Everything that the rest of the run and its log depend on, as a checkpoint.
+
+        Raises:
+            RunError: A loss was not finite.
+        """
+        tensors = {"window.sums": self.window.sums}
+        tensors |= {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             tensors |= {f"optimizer.{key}.{name}": v for key, v in self.optimizer.state[parameter].items()}
         return Checkpoint(tensors, self.meta | {"step": self.step})
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take up `state()` of an earlier process."""
+        """Take up `state()` of an earlier process.
+
+        Raises:
+            InputError: A checkpoint that lacks a part of the state.
+        """
         self.model.load_state_dict(checkpoint.group("model"))
         self.ema.model.load_state_dict(checkpoint.group("ema"))
         moments = checkpoint.group("optimizer")
         keys = {name.partition(".")[0] for name in moments}
         for name, parameter in self.model.named_parameters():
             self.optimizer.state[parameter] = {key: moments[f"{key}.{name}"].to(self.device) for key in keys}
-        self.step = checkpoint.meta["step"]
+        self.window.sums = checkpoint.tensors.get("window.sums", LossWindow(self.model.sde.t_max).sums)
+        self.step = self._saved = checkpoint.meta["step"]
 
     def run(self) -> int | None:
         """Train from the current step to the last.
@@ -116,50 +128,45 @@ class Trainer:
             stop_on_signals() as stop,
             logging_redirect_tqdm(),
             tqdm(total=config.steps, initial=self.step, unit="step", disable=None, dynamic_ncols=True) as bar,
+            closing(Board(self.folder.path, self.step)) as board,
         ):
-            self._loop(batches, stop, bar)
+            self._loop(batches, stop, bar, board)
         return stop.signal
 
-    def _loop(self, batches: Iterator[Batch], stop: StopRequest, bar: "tqdm[Any]") -> None:
-        config, window = self.config, LossWindow(self.model.sde.t_max)
-        board, clock, reported = Board(self.folder.path, self.step), time.perf_counter(), self.step
-        saved = self.step
-        while self.step < config.steps and stop.signal is None:
-            terms, norm = self.train_step(next(batches))
-            window.add(self.step, terms, norm)
+    def _loop(self, batches: Iterator[Batch], stop: StopRequest, bar: "tqdm[Any]", board: Board) -> None:
+        speed = _Speed(self.step, self.config.batch)
+        while self.step < self.config.steps and stop.signal is None:
+            batch = next(batches)
+            self.window.add(self.step, *self.train_step(batch))
             self.step += 1
             bar.update()
-            last = self.step == config.steps
             rows: dict[str, Any] = {}
-            due = {
-                name: _due(self.step, getattr(config, f"{name}_every"))
-                for name in ("log", "validate", "sample", "save")
-            }
-            if any(due.values()) or last:
-                report = window.report()
-            if due["log"] or last:
-                seconds = time.perf_counter() - clock
-                speed = (self.step - reported) * config.batch / seconds
-                rows |= report | {"learning_rate": config.learning_rate_at(self.step - 1), "images_per_second": speed}
-                bar.set_postfix_str(f"loss {rows['loss']:.4g}, {speed:.0f} img/s")
-                clock, reported = time.perf_counter(), self.step
-            if due["validate"] or (last and config.validate_every):
-                rows |= self.validate()
-                logger.info("step %d: loss %s, validation %.4f", self.step, _short(rows), rows["validation_loss"])
-            if rows:
-                self.folder.log({"step": self.step} | rows)
-                board.write(rows, self.step)
-            if due["sample"] or (last and config.sample_every):
-                self.draw_preview()
-            if due["save"] and not last:
-                saved = self._save()
-        window.report()
-        if saved != self.step or self.folder.latest() is None:
+            if self._due("log") or self.step == self.config.steps:
+                rows |= self.window.report() | {"learning_rate": self.config.learning_rate_at(self.step - 1)}
+                rows["images_per_second"] = speed.rate(self.step)
+                bar.set_postfix_str(f"loss {rows['loss']:.4g}, {rows['images_per_second']:.0f} img/s")
+            with speed.paused():
+                if self._due("validate"):
+                    rows |= self.validate()
+                    logger.info("step %d: validation loss %.4f", self.step, rows["validation_loss"])
+                if rows:
+                    self.folder.log({"step": self.step} | rows)
+                    board.write(rows, self.step)
+                if self._due("sample"):
+                    self.draw_preview()
+                if self._due("save"):
+                    self._save()
+        if self._saved != self.step:
             self._save()
 
-    def _save(self) -> int:
+    def _due(self, name: str) -> bool:
+        """Whether `name`, one of log, validate, sample and save, is to be done now: every so often, and at the end."""
+        every = getattr(self.config, f"{name}_every")
+        return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
+
+    def _save(self) -> None:
         self.folder.save(self.state(), keep=self.config.keep)
-        return self.step
+        self._saved = self.step
 
     def train_step(self, batch: Batch) -> tuple[DSMLoss, Tensor]:
         """One optimizer step on the batch of the current step, and the update of the EMA.
@@ -258,9 +265,22 @@ class Trainer:
         return torch.where(coin < self.config.label_dropout, -1, label)
 
 
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+class _Speed:
+    """Images per second of training alone, without validation, pictures and checkpoints."""
 
+    def __init__(self, step: int, batch: int) -> None:
+        self._step, self._batch, self._start = step, batch, time.perf_counter()
 
-def _short(rows: dict[str, Any]) -> str:
-    return f"{rows['loss']:.4f}" if "loss" in rows else "–"
+    def rate(self, step: int) -> float:
+        """Images per second since the last call, `step` being the steps done."""
+        now = time.perf_counter()
+        images, seconds = (step - self._step) * self._batch, now - self._start
+        self._step, self._start = step, now
+        return images / seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out the time spent inside."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
