@@ -1,0 +1,257 @@
+"""What every solver must satisfy, for every process.
+
+For Gaussian data the score is affine in x, so a whole run is an affine map x_end = A x + b + Σ_k C_k z_k of the start
+and of each draw of noise. One batch reads all coefficients, and the moments of x_end follow with no Monte Carlo.
+"""
+
+import math
+import pickle
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sde_diffusion.oracle import GaussianMixture
+from sde_diffusion.rng import generator
+from sde_diffusion.sampling import encode, sample
+from sde_diffusion.sde import SDE
+from sde_diffusion.solvers import (
+    SOLVERS,
+    Ancestral,
+    EulerMaruyama,
+    GridSolver,
+    NoiseSource,
+    ODESolver,
+    ReverseProcess,
+    SeededNoise,
+    Solver,
+)
+from tests.conftest import assert_mean, f64
+
+# every row of `SOLVERS` with its defaults, and the variants that change formulas
+INSTANCES: dict[str, list[Solver]] = {
+    "em": [EulerMaruyama(), EulerMaruyama(eta=0.0), EulerMaruyama(eta=0.5)],
+    "ancestral": [Ancestral(), Ancestral(variance="large")],
+    "ode": [ODESolver()],
+}
+EVALUATIONS = {"em": 1, "ancestral": 1}  # score evaluations per step of the solvers with a fixed number of them
+ALL = [
+    pytest.param(name, solver, id=f"{name}-{i}")
+    for name, solvers in INSTANCES.items()
+    for i, solver in enumerate(solvers)
+]
+ON_GRIDS = [parameter for parameter in ALL if isinstance(parameter.values[1], GridSolver)]
+MEAN, STD = 0.5, 0.6
+
+
+class Impulses(NoiseSource):
+    """Draw k is 1 for sample 2 + k of the batch and 0 for all others."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def prior(self, shape: tuple[int, ...]) -> Tensor:
+        raise AssertionError("the start is given")
+
+    def __call__(self, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        z = torch.zeros_like(x)
+        z[2 + self.drawn : 3 + self.drawn] = 1
+        self.drawn += 1
+        return z
+
+
+class Doubled(NoiseSource):
+    """The same numbers in float64."""
+
+    def __init__(self, source: NoiseSource) -> None:
+        self.source = source
+
+    def prior(self, shape: tuple[int, ...]) -> Tensor:
+        return self.source.prior(shape).double()
+
+    def __call__(self, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        return self.source(x.float(), t, t_next).double()
+
+
+def moments(sde: SDE, solver: GridSolver, t_from: float, t_to: float) -> tuple[float, float]:
+    """Mean and standard deviation at `t_to` of a run that starts with those of p at `t_from`."""
+    oracle, noise, room = GaussianMixture.gaussian(sde, f64([MEAN]), STD), Impulses(), 2 * solver.steps
+    start = torch.zeros(2 + room, 1, dtype=torch.float64)
+    start[1] = 1
+    end = solver.solve(ReverseProcess(sde, oracle.score, noise=noise), start, t_from, t_to)[:, 0]
+    assert noise.drawn <= room
+    offset, responses = end[0], end[1:] - end[0]
+    mean, std = exact_moments(sde, t_from)
+    return float(responses[0] * mean + offset), math.hypot(float(responses[0]) * std, float(responses[1:].norm()))
+
+
+def exact_moments(sde: SDE, t: float) -> tuple[float, float]:
+    a, std = float(sde.mean_coef(f64(t))), float(sde.std(f64(t)))
+    return a * MEAN, math.hypot(a * STD, std)
+
+
+def mixture(sde: SDE, shape: tuple[int, ...] = (2,)) -> GaussianMixture:
+    means = torch.randn(2, *shape, generator=generator(1), dtype=torch.float64)
+    return GaussianMixture(sde, f64([0.3, 0.7]), means, f64([0.3, 0.5]))
+
+
+def short(solver: Solver) -> Solver:
+    """The solver with few steps, where accuracy does not matter."""
+    return replace(solver, steps=8) if isinstance(solver, GridSolver) else solver
+
+
+def enough(solver: Solver) -> Solver:
+    """The solver with so many steps that its error is well below the sampling error of a thousand samples."""
+    return replace(solver, steps=400) if isinstance(solver, GridSolver) else solver
+
+
+def test_every_solver_has_instances_here() -> None:
+    assert INSTANCES.keys() == SOLVERS.keys(), "a new row of `SOLVERS` needs instances in `INSTANCES`"
+    for name, solvers in INSTANCES.items():
+        assert all(type(solver) is SOLVERS[name] for solver in solvers)
+        assert SOLVERS[name]() in solvers
+        assert name in EVALUATIONS or not isinstance(solvers[0], GridSolver)
+
+
+@pytest.mark.parametrize(("name", "solver"), ON_GRIDS)
+def test_order_of_convergence(sde: SDE, name: str, solver: GridSolver) -> None:
+    """The error of mean and standard deviation falls as steps^−order."""
+    counts, errors = [96, 192, 384], []
+    for steps in counts:
+        found, exact = moments(sde, replace(solver, steps=steps), 0.9, 0.3), exact_moments(sde, 0.3)
+        errors.append(abs(found[0] - exact[0]) + abs(found[1] - exact[1]))
+    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert abs(slope - solver.order) < 0.25, errors
+
+
+@pytest.mark.parametrize(("name", "solver"), ALL)
+def test_the_mixture_is_sampled(sde: SDE, name: str, solver: Solver) -> None:
+    oracle = mixture(sde)
+    start = oracle.sample(1000, f64(sde.t_max), generator=generator(2))
+    noise = SeededNoise(3, dtype=torch.float64)
+    x = sample(oracle.score, sde, enough(solver), (1000, 2), noise=noise, x_init=start, denoise=False).x
+    exact = oracle.sample(200_000, f64(sde.t_min), generator=generator(4))
+    for label, statistic in {
+        "x": lambda x: x[:, 0],
+        "y": lambda x: x[:, 1],
+        "x²": lambda x: x[:, 0] ** 2,
+        "xy": lambda x: x[:, 0] * x[:, 1],
+        "log p": lambda x: oracle.log_prob(x, f64(sde.t_min)),
+        "share": lambda x: (torch.cdist(x, oracle.means).argmin(1) == 0).double(),
+    }.items():
+        assert_mean(statistic(x), float(statistic(exact).mean()), label)
+
+
+@pytest.mark.parametrize(("name", "solver"), ALL)
+def test_evaluations_are_counted(sde: SDE, name: str, solver: Solver) -> None:
+    oracle, calls = mixture(sde), []
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        calls.append(t)
+        return oracle.score(x, t)
+
+    result = sample(score, sde, short(solver), (3, 2), noise=SeededNoise(0, dtype=torch.float64))
+    assert result.nfe == len(calls)
+    if isinstance(solver, GridSolver):
+        assert result.nfe == 8 * EVALUATIONS[name] + 1  # and the final denoising
+    assert all(t.shape == (3,) for t in calls)
+    assert all(sde.t_min <= float(t[0]) <= sde.t_max for t in calls)
+
+
+@pytest.mark.parametrize(("name", "solver"), ALL)
+def test_same_seed_same_sample(sde: SDE, name: str, solver: Solver) -> None:
+    oracle = mixture(sde)
+
+    def draw(seed: int) -> Tensor:
+        noise = SeededNoise(seed, dtype=torch.float64)
+        return sample(oracle.score, sde, short(solver), (3, 2), noise=noise).x
+
+    assert torch.equal(draw(0), draw(0))
+    assert (draw(0) - draw(1)).abs().min() > 0
+
+
+@pytest.mark.parametrize(("name", "solver"), ALL)
+def test_a_sample_does_not_depend_on_its_batch(sde: SDE, name: str, solver: Solver) -> None:
+    """Bit-equal noise: results differ by rounding alone, and where the step size is shared, within the tolerance."""
+    oracle = mixture(sde)
+
+    def draw(start: int, count: int, outlier: float = 0.0) -> Tensor:
+        noise = SeededNoise(5, start=start, dtype=torch.float64)
+        x = sde.prior_std * noise.prior((count, 2))
+        x[-1] += outlier
+        return sample(oracle.score, sde, short(solver), (count, 2), noise=noise, x_init=x).x
+
+    whole, alone, mated = draw(0, 100), draw(70, 2), draw(70, 2, outlier=30 * sde.prior_std)
+    if isinstance(solver, ODESolver):
+        bound = {"rtol": 100 * solver.rtol, "atol": 100 * solver.atol}  # a hundred steps or fewer
+    else:
+        bound = {"rtol": 1e-10, "atol": 1e-10}
+    torch.testing.assert_close(whole[70:71], alone[:1], **bound)
+    torch.testing.assert_close(mated[:1], alone[:1], **bound)
+
+
+@pytest.mark.parametrize(("name", "solver"), ALL)
+@pytest.mark.parametrize("shape", [(2,), (1, 4, 3)])
+def test_float32_in_any_shape(sde: SDE, name: str, solver: Solver, shape: tuple[int, ...]) -> None:
+    """Stays float32, and agrees with float64 on the same noise: 8 steps of 8 roundings, or a hundred tolerances."""
+    oracle, results = mixture(sde, shape), []
+    for dtype, noise in ((torch.float32, SeededNoise(7)), (torch.float64, Doubled(SeededNoise(7)))):
+        seen: list[Tensor] = []
+        result = sample(
+            oracle.score, sde, short(solver), (3, *shape), noise=noise, observer=lambda x, t, seen=seen: seen.append(x)
+        )
+        assert {x.dtype for x in [*seen, result.x]} == {dtype}
+        assert {x.shape for x in [*seen, result.x]} == {(3, *shape)}
+        results.append(result.x.double())
+    bound = 100 * solver.atol if isinstance(solver, ODESolver) else 8 * 8 * 2**-23 * 4 * sde.prior_std
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize(("name", "solver"), ALL)
+def test_the_observer_sees_every_state(sde: SDE, name: str, solver: Solver) -> None:
+    oracle, seen = mixture(sde), []
+    process = ReverseProcess(
+        sde,
+        oracle.score,
+        noise=SeededNoise(0, dtype=torch.float64),
+        observer=lambda x, t: seen.append((x, t)),
+    )
+    start = oracle.sample(3, f64(sde.t_max), generator=generator(2))
+    end = short(solver).solve(process, start, sde.t_max, sde.t_min)
+    times = [t for _, t in seen]
+    assert times == sorted(set(times), reverse=True)
+    assert (times[0], times[-1]) == (sde.t_max, sde.t_min)
+    assert torch.equal(seen[0][0], start)
+    assert torch.equal(seen[-1][0], end)
+
+
+@pytest.mark.parametrize(("name", "solver"), [p for p in ALL if not p.values[1].stochastic])
+def test_encoding_is_the_inverse(sde: SDE, name: str, solver: Solver) -> None:
+    """There and back on the flow of one Gaussian: off by the steps' tolerances, or at the order of the method."""
+    oracle = GaussianMixture.gaussian(sde, f64([MEAN, -MEAN]), STD)
+    x0 = oracle.sample(4, f64(sde.t_min), generator=generator(2))
+
+    def error(solver: Solver) -> tuple[float, int]:
+        latent = encode(oracle.score, sde, solver, x0)
+        assert latent.t_end == sde.t_max
+        back = sample(oracle.score, sde, solver, (4, 2), noise=SeededNoise(0), x_init=latent.x, denoise=False)
+        return float((back.x - x0).abs().max()), latent.nfe + back.nfe
+
+    if isinstance(solver, ODESolver):
+        off, nfe = error(solver)
+        assert off < nfe * (solver.atol + solver.rtol)
+    else:
+        off, fine = (error(replace(solver, steps=steps))[0] for steps in (500, 1000))
+        assert abs(math.log2(off / fine) - solver.order) < 0.25
+
+
+@pytest.mark.parametrize(("name", "solver"), ALL)
+def test_is_a_value(name: str, solver: Any) -> None:
+    assert pickle.loads(pickle.dumps(solver)) == solver
+    assert {solver: 1}[replace(solver)] == 1
+    assert type(solver).__name__ in repr(solver)
+    with pytest.raises(FrozenInstanceError):
+        solver.steps = 3
