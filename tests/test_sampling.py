@@ -1,0 +1,149 @@
+"""Sampling and encoding: where they start and end, and what is done to the result."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from sde_diffusion.errors import InputError
+from sde_diffusion.oracle import GaussianMixture
+from sde_diffusion.rng import generator
+from sde_diffusion.sampling import Samples, encode, sample
+from sde_diffusion.sde import SDE, VPSDE
+from sde_diffusion.solvers import Ancestral, EulerMaruyama, ODESolver, SeededNoise
+from tests.conftest import f64
+
+SOLVER = EulerMaruyama(steps=4)
+
+
+def mixture(sde: SDE) -> GaussianMixture:
+    return GaussianMixture(sde, f64([0.3, 0.7]), f64([[2.0, -1.0], [-1.5, 0.5]]), f64([0.3, 0.5]))
+
+
+def noise() -> SeededNoise:
+    return SeededNoise(1, dtype=torch.float64)
+
+
+def test_the_start_is_the_prior(sde: SDE) -> None:
+    seen: list[tuple[Tensor, float]] = []
+    sample(mixture(sde).score, sde, SOLVER, (3, 2), noise=noise(), observer=lambda x, t: seen.append((x, t)))
+    assert torch.equal(seen[0][0], sde.prior_std * noise().prior((3, 2)))
+    assert seen[0][1] == sde.t_max
+
+
+@pytest.mark.parametrize("t_end", [None, 1e-5, 0.25])
+@pytest.mark.parametrize("solver", [SOLVER, ODESolver()])
+def test_the_end_is_t_end(sde: SDE, t_end: float | None, solver: EulerMaruyama | ODESolver) -> None:
+    times: list[float] = []
+    result = sample(
+        mixture(sde).score,
+        sde,
+        solver,
+        (3, 2),
+        noise=noise(),
+        t_end=t_end,
+        denoise=False,
+        observer=lambda x, t: times.append(t),
+    )
+    assert result.t_end == times[-1] == (sde.t_min if t_end is None else t_end)
+
+
+@pytest.mark.parametrize(
+    ("t_end", "message"),
+    [
+        (1e-6, "`t_end` must be ≥ `sde.t_min` = 1e-05, got 1e-06"),
+        (0.0, "`t_end` must be ≥ `sde.t_min` = 1e-05, got 0"),
+        (math.nan, "`t_end` must be ≥ `sde.t_min` = 1e-05, got nan"),
+        (1.0, "`t_end` must be < `sde.t_max` = 1, got 1"),
+    ],
+)
+def test_t_end_must_be_inside(t_end: float, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        sample(mixture(VPSDE()).score, VPSDE(), SOLVER, (3, 2), noise=noise(), t_end=t_end)
+
+
+def test_a_given_start_is_used_and_kept(sde: SDE) -> None:
+    start = torch.ones(3, 2, dtype=torch.float64)
+    seen: list[Tensor] = []
+    sample(mixture(sde).score, sde, SOLVER, (3, 2), noise=noise(), x_init=start, observer=lambda x, t: seen.append(x))
+    assert torch.equal(seen[0], torch.ones_like(start))
+    assert torch.equal(start, torch.ones_like(start))
+
+
+def test_a_start_of_another_shape_is_refused() -> None:
+    with pytest.raises(InputError, match=r"`x_init` must have the shape \(3, 2\), got \(2, 2\)"):
+        sample(mixture(VPSDE()).score, VPSDE(), SOLVER, (3, 2), noise=noise(), x_init=torch.zeros(2, 2))
+
+
+def test_denoising_is_tweedie_for_one_more_evaluation(sde: SDE) -> None:
+    oracle = mixture(sde)
+
+    def draw(denoise: bool) -> Samples:
+        return sample(oracle.score, sde, SOLVER, (3, 2), noise=noise(), t_end=0.3, denoise=denoise)
+
+    noisy, clean = draw(False), draw(True)
+    t = f64(0.3)
+    expected = (noisy.x + sde.std(t) ** 2 * oracle.score(noisy.x, t)) / sde.mean_coef(t)
+    torch.testing.assert_close(clean.x, expected, rtol=1e-10, atol=1e-12)
+    assert (noisy.nfe, clean.nfe) == (4, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("solver", [SOLVER, Ancestral(steps=4), ODESolver(rtol=1e-3, atol=1e-3)])
+def test_projection_holds_every_predicted_x0(
+    sde: SDE, solver: EulerMaruyama | Ancestral | ODESolver, dtype: torch.dtype
+) -> None:
+    """The result lies inside exactly; projecting inside the range changes rounding alone."""
+    oracle, seen = mixture(sde), []
+
+    def draw(limit: float) -> Samples:
+        def clip(x0: Tensor) -> Tensor:
+            seen.append(x0)
+            return x0.clamp(-limit, limit)
+
+        return sample(oracle.score, sde, solver, (20, 2), noise=SeededNoise(1, dtype=dtype), project=clip)
+
+    tight = draw(0.5)
+    assert tight.x.abs().max() <= 0.5
+    assert len(seen) == tight.nfe
+    if isinstance(solver, ODESolver):
+        return
+    free = sample(oracle.score, sde, solver, (20, 2), noise=SeededNoise(1, dtype=dtype))
+    rounding = 64 * torch.finfo(dtype).eps * sde.prior_std / float(sde.mean_coef(f64(1.0)))
+    torch.testing.assert_close(draw(math.inf).x, free.x, rtol=64 * torch.finfo(dtype).eps, atol=rounding)
+
+
+def test_encode_goes_to_t_max_and_back(sde: SDE) -> None:
+    oracle = GaussianMixture.gaussian(sde, f64([0.5, -0.3]), 0.6)
+    x0 = oracle.sample(5, f64(sde.t_min), generator=generator(0))
+    solver = ODESolver(rtol=1e-9, atol=1e-9)
+    latent = encode(oracle.score, sde, solver, x0)
+    bound = latent.nfe * 1e-9 * sde.prior_std
+    assert latent.t_end == sde.t_max
+    torch.testing.assert_close(latent.x, oracle.flow(x0, f64(sde.t_min), f64(1.0)), rtol=0, atol=bound)
+    back = sample(oracle.score, sde, solver, (5, 2), noise=noise(), x_init=latent.x, denoise=False)
+    torch.testing.assert_close(back.x, x0, rtol=0, atol=2 * bound)
+
+
+def test_encode_needs_a_deterministic_solver() -> None:
+    oracle = mixture(VPSDE())
+    x0 = torch.zeros(2, 2, dtype=torch.float64)
+    for solver in (EulerMaruyama(), Ancestral()):
+        message = f"`solver` must be deterministic to encode, got {type(solver).__name__}; try ODESolver"
+        with pytest.raises(InputError, match=message):
+            encode(oracle.score, oracle.sde, solver, x0)
+    assert encode(oracle.score, oracle.sde, EulerMaruyama(eta=0.0, steps=3), x0).nfe == 3
+
+
+def test_no_graph_is_kept() -> None:
+    weight = torch.ones((), requires_grad=True)
+    result = sample(lambda x, t: -weight * x, VPSDE(), SOLVER, (3, 2), noise=noise())
+    assert not result.x.requires_grad
+    assert not encode(lambda x, t: -weight * x, VPSDE(), ODESolver(), torch.ones(3, 2)).x.requires_grad
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    sample(mixture(VPSDE()).score, VPSDE(), SOLVER, (3, 2), noise=noise())
+    assert torch.equal(torch.get_rng_state(), before)
