@@ -142,16 +142,17 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
 
 
 def _options(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters that a config may set: those with defaults, typed by resolved annotations, save `classes`."""
+    """The parameters that a config may set: those with defaults, typed by resolved annotations."""
+    given = () if dataclasses.is_dataclass(factory) else GIVEN
     hints = typing.get_type_hints(vars(factory).get("__init__", factory))
     return {
         name: parameter.replace(annotation=hints[name])
         for name, parameter in inspect.signature(factory).parameters.items()
-        if parameter.default is not inspect.Parameter.empty and name not in GIVEN
+        if parameter.default is not inspect.Parameter.empty and name not in given
     }
 
 
-GIVEN = {"classes"}  # what the data decide, though a network's signature has a default
+GIVEN = ("classes",)  # of a network: the data decide it, though the signature has a default
 
 
 def _parse_options(schema: Callable[..., Any], raw: Any, registries: Registries, path: str) -> Raw:

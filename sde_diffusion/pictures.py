@@ -4,17 +4,20 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from sde_diffusion.data import DataSpec
 from sde_diffusion.files import write_atomically
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # half a second to import: only who plots pays
+
 MIN_SIDE = 48  # pixels; smaller images are enlarged by whole numbers, without smoothing
+GAP, GREY = 2, 128  # pixels between images, and their colour
 
 
 def save_samples(path: Path, spec: DataSpec, values: Tensor, *, columns: int | None = None) -> None:
@@ -37,13 +40,15 @@ def save_strip(path: Path, spec: DataSpec, frames: Sequence[Tensor], times: Sequ
         _save_lines(path, _interleave([frame.cpu().flatten(1)[:1] for frame in frames]))
 
 
-def save_histogram(path: Path, values: Tensor, *, label: str, mean: float, half_width: float) -> None:
-    """Draw the distribution of one number per example, with the mean and its interval."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
+def save_histogram(path: Path, values: Tensor, *, label: str, mean: float, half_width: float | None) -> None:
+    """Draw the distribution of one number per example, with the mean and its interval, if it has one."""
+    figure = _figure(7, 4)
     axes = figure.add_subplot()
     axes.hist(values.cpu().numpy(), bins=min(60, max(10, len(values) // 8)), color="#4c72b0")
-    axes.axvline(mean, color="#c44e52", label=f"mean {mean:.3f} ± {half_width:.3f}")
-    axes.axvspan(mean - half_width, mean + half_width, color="#c44e52", alpha=0.25)
+    error = "" if half_width is None else f" ± {half_width:.3f}"
+    axes.axvline(mean, color="#c44e52", label=f"mean {mean:.3f}{error}")
+    if half_width is not None:
+        axes.axvspan(mean - half_width, mean + half_width, color="#c44e52", alpha=0.25)
     axes.set(xlabel=label, ylabel="examples")
     axes.legend()
     _save_figure(path, figure)
@@ -61,12 +66,18 @@ def _interleave(frames: Sequence[Tensor]) -> Tensor:
 def _save_grid(path: Path, images: Tensor, columns: int) -> None:
     zoom = -(-MIN_SIDE // min(images.shape[-2:]))
     images = images.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
-    grid = make_grid(images, nrow=columns, padding=2, pad_value=128)
-    _save_image(path, Image.fromarray(grid.permute(1, 2, 0).numpy()))
+    count, channels, height, width = images.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    grid = images.new_full((channels, rows * (height + GAP) + GAP, columns * (width + GAP) + GAP), GREY)
+    for i, image in enumerate(images):
+        top, left = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
+        grid[:, top : top + height, left : left + width] = image
+    _save_image(path, Image.fromarray(grid.expand(3, -1, -1).permute(1, 2, 0).numpy()))
 
 
 def _save_scatter(path: Path, sets: Sequence[Tensor], titles: Sequence[str]) -> None:
-    figure = Figure(figsize=(3.2 * len(sets) + 0.8, 4), layout="constrained")
+    figure = _figure(3.2 * len(sets) + 0.8, 4)
     for i, (points, title) in enumerate(zip(sets, titles, strict=True)):
         axes = figure.add_subplot(1, len(sets), i + 1)
         axes.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=2, alpha=0.5)
@@ -75,7 +86,7 @@ def _save_scatter(path: Path, sets: Sequence[Tensor], titles: Sequence[str]) -> 
 
 
 def _save_lines(path: Path, series: Tensor) -> None:
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = _figure(7, 4)
     axes = figure.add_subplot()
     axes.plot(series[:16].numpy().T, linewidth=1)
     axes.set(xlabel="coordinate", ylabel="value")
@@ -88,7 +99,13 @@ def _save_image(path: Path, image: Image.Image) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _save_figure(path: Path, figure: Figure) -> None:
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save_figure(path: Path, figure: "Figure") -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_atomically(path, buffer.getvalue())

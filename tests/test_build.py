@@ -1,0 +1,123 @@
+"""From configs to objects: every shipped file, the device and the first weights."""
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+from sde_diffusion.build import (
+    Config,
+    build_model,
+    build_trainer,
+    choose_device,
+    count_parameters,
+    load_trained,
+    plain_config,
+    read_config,
+)
+from sde_diffusion.data import DataSource, DataSpec, TensorDataset
+from sde_diffusion.data.cifar10 import CIFAR10
+from sde_diffusion.data.mnist import MNIST
+from sde_diffusion.errors import InputError
+from sde_diffusion.training import Checkpoint, RunFolder
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CPU = torch.device("cpu")
+IMAGE = DataSpec("images", (1, 8, 8), levels=256, classes=("a", "b"))
+
+
+def small(*assignments: str) -> Config:
+    return read_config(None, ["model.network={name: unet, channels: 8, multipliers: [1], blocks: 1}", *assignments])
+
+
+def invented(source: DataSource, split: Literal["train", "test"]) -> TensorDataset:
+    """Six examples that look like the data."""
+    spec = source.spec  # type: ignore[attr-defined]
+    return TensorDataset(spec, torch.zeros(6, *spec.shape, dtype=torch.uint8), torch.arange(6))
+
+
+def test_configs_are_shipped_for_every_data_set_and_process() -> None:
+    expected = {
+        f"{data}_{sde}" for data in ("digits", "fashion_mnist", "mnist", "cifar10") for sde in ("vp", "subvp", "ve")
+    }
+    assert expected <= {path.stem for path in CONFIGS}
+    assert any(plain_config(read_config(path))["data"]["name"] == "two_moons" for path in CONFIGS)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_builds(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for source in (MNIST, CIFAR10):  # Fashion-MNIST is an MNIST
+        monkeypatch.setattr(source, "read", invented)
+    config = read_config(path)
+    resolved = plain_config(config)
+    assert path.stem == f"{resolved['data']['name']}_{resolved['sde']['name']}"
+    assert len(path.read_text().splitlines()) <= 30, "only what differs from the defaults"
+    trainer = build_trainer(config, RunFolder(tmp_path), CPU)
+    x = torch.zeros(2, *trainer.train.spec.shape)
+    assert trainer.model(x, torch.tensor([0.1, 0.9])).shape == x.shape
+
+
+def test_first_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    one = build_model(small(), IMAGE, CPU)
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    other = build_model(small(), IMAGE, CPU)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    torch.manual_seed(1)
+    build_model(small(), IMAGE, CPU)
+    assert torch.equal(torch.get_rng_state(), state), "and leave the global generator alone"
+    changed = build_model(small("seed=1"), IMAGE, CPU)
+    assert not torch.equal(next(one.parameters()), next(changed.parameters()))
+
+
+def test_a_conditional_model_needs_classes() -> None:
+    assert build_model(small("model.conditional=true"), IMAGE, CPU).net.classes == 2
+    assert build_model(small(), IMAGE, CPU).net.classes == 0
+    bare = DataSpec("arrays", (1, 8, 8), levels=None)
+    with pytest.raises(InputError, match=r"`model.conditional` must be false for arrays: these data have no labels"):
+        build_model(small("model.conditional=true"), bare, CPU)
+
+
+def test_a_network_that_does_not_fit_the_data_is_refused() -> None:
+    with pytest.raises(InputError, match="'mlp' takes any shape"):
+        build_model(small(), DataSpec("two_moons", (2,), levels=None), CPU)
+
+
+def test_a_trained_model_is_the_average_unless_the_last_weights_are_asked_for() -> None:
+    config = small()
+    first, last = build_model(config, IMAGE, CPU), build_model(small("seed=1"), IMAGE, CPU)
+    tensors = {f"ema.{k}": v for k, v in first.state_dict().items()} | {
+        f"model.{k}": v for k, v in last.state_dict().items()
+    }
+    checkpoint = Checkpoint(tensors, {"data": IMAGE.to_dict(), "step": 5, "config": plain_config(config)})
+    for ema, expected in ((True, first), (False, last)):
+        trained = load_trained(checkpoint, config, CPU, ema=ema)
+        pairs = zip(trained.model.parameters(), expected.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+        assert not trained.model.training
+        assert not any(p.requires_grad for p in trained.model.parameters())
+        assert (trained.spec, trained.step) == (IMAGE, 5)
+
+
+def test_parameters_are_counted() -> None:
+    assert count_parameters(torch.nn.Linear(3, 2)) == 8
+
+
+@pytest.mark.parametrize("name", ["cpu:x", "gpu", "meta", "xpu", "", "cuda:-1"])
+def test_unknown_devices_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=r"unknown device|CUDA"):
+        choose_device(name)
+
+
+def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == CPU
+    with pytest.raises(InputError, match="asks for CUDA, but this machine has 0 CUDA devices; use --device cpu"):
+        choose_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(InputError, match="`device` cuda:2 asks for CUDA, but this machine has 2 CUDA devices"):
+        choose_device("cuda:2")

@@ -1,0 +1,97 @@
+"""Pictures, pixel by pixel where they are grids."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+
+from sde_diffusion.data import DataSpec
+from sde_diffusion.errors import InputError
+from sde_diffusion.pictures import save_histogram, save_samples, save_strip
+
+GREY = DataSpec("digits", (1, 8, 8), levels=17)
+COLOUR = DataSpec("images", (3, 50, 60), levels=256)
+POINTS = DataSpec("two_moons", (2,), levels=None)
+SERIES = DataSpec("arrays", (20,), levels=None)
+GAP = 128
+
+
+def pixels(path: Path) -> npt.NDArray[np.uint8]:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def test_a_grid_runs_row_by_row_and_enlarges_small_images_sharply(tmp_path: Path) -> None:
+    values = torch.arange(9, dtype=torch.uint8).reshape(9, 1, 1, 1).expand(9, 1, 8, 8).clone()
+    values[5, 0, 0, 7] = 16
+    save_samples(tmp_path / "a.png", GREY, values)
+    shown = pixels(tmp_path / "a.png")
+    side, step = 6 * 8, 6 * 8 + 2
+    assert shown.shape == (3 * step + 2, 3 * step + 2, 3)
+    for i in range(9):
+        top, left = 2 + step * (i // 3), 2 + step * (i % 3)
+        tile = shown[top : top + side, left : left + side]
+        expected = np.full((side, side, 3), round(i * 255 / 16))
+        if i == 5:
+            expected[:6, -6:] = 255
+        assert np.array_equal(tile, expected)
+    gaps = [k for k in range(3 * step + 2) if k % step < 2]
+    assert (shown[gaps] == GAP).all()
+    assert (shown[:, gaps] == GAP).all()
+
+
+def test_an_incomplete_row_is_filled_up(tmp_path: Path) -> None:
+    save_samples(tmp_path / "a.png", GREY, torch.zeros(5, 1, 8, 8, dtype=torch.uint8))
+    assert pixels(tmp_path / "a.png").shape == (3 * 50 + 2, 2 * 50 + 2, 3)
+
+
+def test_colours_and_uneven_sides_are_kept(tmp_path: Path) -> None:
+    values = torch.randint(256, (2, 3, 50, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    save_samples(tmp_path / "a.png", COLOUR, values, columns=2)
+    shown = pixels(tmp_path / "a.png")
+    assert shown.shape == (54, 126, 3)
+    assert np.array_equal(shown[2:52, 64:124], values[1].permute(1, 2, 0).numpy())
+
+
+def test_a_strip_has_one_row_per_sample_and_time_from_left_to_right(tmp_path: Path) -> None:
+    frames = [torch.full((3, 1, 8, 8), 5 * time, dtype=torch.uint8) for time in range(4)]
+    for frame in frames:
+        frame[1] += 1
+    save_strip(tmp_path / "a.png", GREY, frames, [1.0, 0.5, 0.1, 0.0])
+    shown = pixels(tmp_path / "a.png")
+    assert shown.shape == (3 * 50 + 2, 4 * 50 + 2, 3)
+    grid = shown[26::50, 26::50, 0]
+    level = np.array([[0, 5, 10, 15], [1, 6, 11, 16], [0, 5, 10, 15]])
+    assert np.array_equal(grid, np.round(level * 255 / 16))
+
+
+@pytest.mark.parametrize("spec", [POINTS, SERIES], ids=lambda spec: spec.name)
+def test_points_and_series_are_drawn(tmp_path: Path, spec: DataSpec) -> None:
+    values = torch.randn(30, *spec.shape, generator=torch.Generator().manual_seed(0))
+    save_samples(tmp_path / "a.png", spec, values)
+    save_strip(tmp_path / "b.png", spec, [values, 2 * values], [1.0, 0.0])
+    one, two = pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png")
+    assert one.std() > 5, "not a blank page"
+    assert two.std() > 5
+    if spec is POINTS:
+        assert two.shape[1] > 1.5 * one.shape[1], "one panel per time"
+
+
+def test_a_histogram_marks_the_mean_and_its_interval(tmp_path: Path) -> None:
+    values = 3 + torch.randn(200, generator=torch.Generator().manual_seed(0))
+    save_histogram(tmp_path / "wide.png", values, label="bits/dim", mean=3.0, half_width=0.5)
+    save_histogram(tmp_path / "none.png", values, label="bits/dim", mean=3.0, half_width=None)
+    shown = [pixels(tmp_path / name).astype(int) for name in ("wide.png", "none.png")]
+    red = [int((picture[..., 0] - picture[..., 1] > 20).sum()) for picture in shown]
+    assert red[0] > 3 * red[1] > 0, red
+    save_histogram(tmp_path / "one.png", values[:1], label="bits/dim", mean=float(values[0]), half_width=None)
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write .*file/a\.png: "):
+        save_samples(tmp_path / "file" / "a.png", GREY, torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
