@@ -1,9 +1,11 @@
 """The commands. A new one is a file here and an `add_command` below."""
 
 import logging
+import os
 import sys
 
 import click
+import torch
 
 from sde_diffusion.commands.likelihood import likelihood
 from sde_diffusion.commands.sample import sample
@@ -23,7 +25,7 @@ Examples:
 @click.version_option(__version__, prog_name="sde-diffusion")
 def cli() -> None:
     """Train score-based diffusion models, sample them, and score data in bits/dim."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
 
 
 for command in (train, sample, likelihood):
@@ -33,19 +35,31 @@ for command in (train, sample, likelihood):
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 the run failed, 2 bad input, 128 + n stopped by signal n."""
     try:
-        sys.exit(cli(standalone_mode=False) or 0)
+        code = cli(standalone_mode=False)
+        sys.stdout.flush()  # a closed pipe shows here, not when the interpreter ends
+        sys.exit(code or 0)
     except InputError as error:
         _fail(str(error), 2)
     except RunError as error:
         _fail(str(error), 1)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message(), 2)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
+    except torch.OutOfMemoryError as error:
+        _fail(f"out of memory: {error}; try a smaller --batch, or training.accumulate to train", 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has gone
+        sys.exit(1)  # as click does where it notices first
+    except OSError as error:  # what no command foresaw, such as a path that is too long
+        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(code)

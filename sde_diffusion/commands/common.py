@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import shutil
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,14 +18,15 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from sde_diffusion.build import Config, Trained, choose_device, load_trained, plain_config, read_config
+from sde_diffusion.build import Trained, choose_device, load_trained, plain_config, read_config
 from sde_diffusion.config import Raw, differences
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import write_atomically
-from sde_diffusion.training import RunFolder, load_checkpoint, newest_run
+from sde_diffusion.training import Checkpoint, RunFolder, load_checkpoint, newest_run
 from sde_diffusion.version import __version__
 
 RUNS = Path("runs")
+USABLE = ("sampling", "likelihood", "training", "data")  # sections that may differ from the checkpoint's: data move
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -65,6 +69,11 @@ class Loaded:
     digest: str
     device: torch.device
 
+    def describe(self) -> str:
+        """What is used, for the user."""
+        process = plain_config(self.trained.config)["sde"]["name"]
+        return f"using {self.path} (step {self.trained.step}, {self.trained.spec.name}, {process}) on {self.device}"
+
     def facts(self) -> dict[str, Any]:
         """What a result must say to be made again."""
         return {
@@ -104,67 +113,100 @@ def load(
     """
     path = find_checkpoint(given)
     checkpoint = load_checkpoint(path)
-    own: Raw = checkpoint.meta["config"]
-    config: Config = read_config(config_file, assignments, own)
+    own = stored_config(checkpoint, path)
+    config = read_config(config_file, assignments, own)
     for key, (before, after) in differences(own, plain_config(config)).items():
         require(
-            key == "seed" or key.partition(".")[0] in ("sampling", "likelihood", "training"),
+            key == "seed" or (key.partition(".")[0] in USABLE and key != "data.name"),
             f"`{key}` is {before} in the checkpoint {path} and cannot be changed to {after} here; train a new run",
         )
     target = choose_device(device)
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     trained = load_trained(checkpoint, config, target, ema=ema)
-    click.echo(
-        f"using {path} (step {trained.step}, {trained.spec.name}, {plain_config(config)['sde']['name']}) on {target}"
-    )
     return Loaded(trained, path, folder, hashlib.sha256(path.read_bytes()).hexdigest(), target)
 
 
+def stored_config(checkpoint: Checkpoint, path: Path) -> Raw:
+    """The config of a checkpoint, with the defaults of options that are younger than it.
+
+    Raises:
+        InputError: It has an option that this version does not know.
+    """
+    try:
+        return plain_config(read_config(None, (), checkpoint.meta["config"]))
+    except InputError as error:
+        raise InputError(f"the checkpoint {path} is of another version of this package: {error}") from None
+
+
+def make_folder(path: Path) -> Path:
+    """Make the folder of results, before the work whose results it takes.
+
+    Raises:
+        InputError: It cannot be written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        raise InputError(f"cannot write to {path}: {reason}; choose another --out") from None
+    require(os.access(path, os.W_OK), f"cannot write to {path}: Permission denied; choose another --out")
+    return path
+
+
 class GrowingArrays:
-    """Arrays with one row per example that grow batch by batch in an .npz file, so that long work can be killed.
+    """Arrays with one row per example that grow batch by batch on the disk, so that long work can be killed.
+
+    Each batch is a file in a folder beside `path`; at the end they become one .npz file and the folder goes.
 
     Args:
-        path: The file, complete only at the end.
+        path: The file, written at the end.
         facts: What the rows depend on; rows of other facts are not taken up.
     """
 
     def __init__(self, path: Path, facts: dict[str, Any]) -> None:
         self._path = path
-        self._partial = path.with_suffix(".partial.npz")
+        self._parts = path.with_suffix(".partial")
         self._key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        self.arrays: dict[str, NDArray[Any]] = {}
-        self._resume()
+        self._batches: list[dict[str, NDArray[Any]]] = []
+        while (part := self._read(self._part())) is not None:
+            self._batches.append(part)
 
     def __len__(self) -> int:
-        return len(next(iter(self.arrays.values()))) if self.arrays else 0
+        return sum(len(next(iter(batch.values()))) for batch in self._batches)
+
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All rows so far."""
+        names = self._batches[0] if self._batches else ()
+        return {name: np.concatenate([batch[name] for batch in self._batches]) for name in names}
 
     def append(self, **rows: NDArray[Any]) -> None:
-        """Add a batch and write what there is."""
-        self.arrays = {
-            name: np.concatenate([self.arrays[name], new]) if self.arrays else new for name, new in rows.items()
-        }
-        self._write(self._partial, self.arrays | {"key": np.array(self._key)})
+        """Add a batch and write it."""
+        _write_npz(self._part(), rows | {"key": np.array(self._key)})
+        self._batches.append(rows)
 
-    def finish(self) -> None:
-        """Write the complete file."""
-        self._write(self._path, self.arrays)
-        self._partial.unlink(missing_ok=True)
+    def finish(self, *, without: tuple[str, ...] = ()) -> None:
+        """Write the complete file, all arrays but `without`."""
+        _write_npz(self._path, {name: rows for name, rows in self.arrays.items() if name not in without})
+        shutil.rmtree(self._parts, ignore_errors=True)
 
-    def _resume(self) -> None:
-        if not self._partial.exists():
-            return
+    def _part(self) -> Path:
+        return self._parts / f"{len(self):09d}.npz"
+
+    def _read(self, part: Path) -> dict[str, NDArray[Any]] | None:
+        """The rows of a file; None if it is not there, not ours, or damaged."""
         try:
-            with np.load(self._partial, allow_pickle=False) as stored:
-                if str(stored["key"]) == self._key:
-                    self.arrays = {name: stored[name] for name in stored.files if name != "key"}
-        except (OSError, ValueError, KeyError, BadZipFile):
-            return  # not ours, or damaged: start anew
+            with np.load(BytesIO(part.read_bytes()), allow_pickle=False) as stored:
+                rows = {name: stored[name] for name in stored.files}
+        except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error):
+            return None
+        return rows if str(rows.pop("key", "")) == self._key and rows else None
 
-    @staticmethod
-    def _write(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-        buffer = BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        write_atomically(path, buffer.getvalue())
+
+def _write_npz(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    buffer = BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    write_atomically(path, buffer.getvalue())
 
 
 def write_json(path: Path, facts: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """`likelihood`: bits/dim of data under a trained model."""
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ from sde_diffusion.commands.common import (
     Loaded,
     as_assignments,
     load,
+    make_folder,
     shared_options,
     show_config,
     write_json,
@@ -24,7 +26,7 @@ from sde_diffusion.commands.common import (
 from sde_diffusion.data import Batch, Dataset, TensorDataset, sweep
 from sde_diffusion.data.arrays import Arrays
 from sde_diffusion.errors import InputError, require
-from sde_diffusion.likelihood import GaussianReference, Interval, log_likelihood, mean_interval, probe_half_width
+from sde_diffusion.likelihood import GaussianReference, log_likelihood, mean_interval, probe_half_width
 from sde_diffusion.pictures import save_histogram
 
 EPILOG = """\b
@@ -82,41 +84,60 @@ def likelihood(
     overrides = [*named, *assignments, *as_assignments(**options, **trace, seed=seed)]
     loaded = load(checkpoint, config_file, overrides, device=device, ema=ema)
     config = loaded.trained.config
+    click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}")
     if dry_run:
         show_config({"seed": config.seed, "likelihood": plain_config(config)["likelihood"]})
         return
     dataset = _file_dataset(data_file, loaded.trained) if data_file else _split(loaded.trained)
     what = data_file.stem if data_file else config.likelihood.split
     folder = out or loaded.folder / f"likelihood_{what}_seed{config.seed}"
-    reference_fit = _fit_reference(loaded.trained) if reference else None
-    _score(loaded, dataset, reference_fit, folder, what, {"ema": ema, "file": str(data_file) if data_file else None})
+    source = (
+        {"file": str(data_file), "file_sha256": hashlib.sha256(data_file.read_bytes()).hexdigest()} if data_file else {}
+    )
+    _score(loaded, dataset, reference, folder, {"ema": ema, "split": what, "seed": config.seed} | source)
 
 
-def _score(
-    loaded: Loaded,
-    dataset: Dataset,
-    reference: GaussianReference | None,
-    folder: Path,
-    what: str,
-    extra: dict[str, Any],
-) -> None:
+def _score(loaded: Loaded, dataset: Dataset, reference: bool, folder: Path, extra: dict[str, Any]) -> None:
     trained, clock = loaded.trained, time.perf_counter()
-    config, options, spec = trained.config, trained.config.likelihood, trained.spec
-    facts = loaded.facts() | extra | {"split": what, "seed": config.seed}
+    options, what = trained.config.likelihood, extra["split"]
+    require(
+        options.start < len(dataset),
+        f"`likelihood.start` must be < {len(dataset)}, the size of the data, got {options.start}",
+    )
+    facts = loaded.facts() | extra
+    fixed = {key: value for key, value in facts.items() if key != "checkpoint"}
+    store = GrowingArrays(make_folder(folder) / "per_image.npz", fixed | {"reference": reference})
+    _score_all(loaded, dataset, _fit_reference(trained) if reference else None, store)
+    store.finish()
+    columns = {name: torch.from_numpy(values) for name, values in store.arrays.items()}
+    report = _report(trained, columns, options.confidence)
+    seconds = time.perf_counter() - clock
+    write_json(folder / "likelihood.json", facts | report | {"seconds": seconds})
+    save_histogram(
+        folder / "histogram.png",
+        columns["bits_per_dim"],
+        label=f"bits/dim, {what} of {trained.spec.name}",
+        mean=report["bits_per_dim"],
+        half_width=report["half_width"],
+    )
+    _print(trained, report, what, seconds)
+    click.echo(f"wrote {folder / 'likelihood.json'}, per_image.npz, histogram.png")
+
+
+def _score_all(loaded: Loaded, dataset: Dataset, reference: GaussianReference | None, store: GrowingArrays) -> None:
+    """Score what `store` lacks, batch by batch."""
+    trained = loaded.trained
+    options, spec = trained.config.likelihood, trained.spec
     stop = len(dataset) if options.limit is None else min(len(dataset), options.start + options.limit)
-    require(options.start < stop, f"`likelihood.start` must be < {len(dataset)}, the size of the data")
-    store = GrowingArrays(folder / "per_image.npz", facts)
-    nfe: list[int] = []
-    done = options.start + len(store)
     with tqdm(total=stop - options.start, initial=len(store), unit="img", disable=None) as bar:
-        for start, batch in _examples(dataset, loaded, done, stop):
+        for start, batch in _examples(dataset, loaded, options.start + len(store), stop):
             result = log_likelihood(
                 trained.model,
                 trained.model.sde,
                 batch.x,
                 divergence=options.divergence,
                 ode=options.ode,
-                seed=config.seed,
+                seed=trained.config.seed,
                 start=start,
             )
             rows = {
@@ -125,26 +146,12 @@ def _score(
                 "delta_nats": result.delta.mean(1),
                 "standard_error_nats": result.standard_error,
                 "index": torch.arange(start, start + len(batch.x)),
+                "nfe": torch.full((len(batch.x),), result.nfe),
             }
             if reference is not None:
                 rows["gaussian_bits_per_dim"] = spec.bits_per_dim(reference.log_prob(batch.x.cpu()))
             store.append(**{name: value.cpu().numpy() for name, value in rows.items()})
-            nfe.append(result.nfe)
             bar.update(len(batch.x))
-    store.finish()
-    columns = {name: torch.from_numpy(values) for name, values in store.arrays.items()}
-    seconds = time.perf_counter() - clock
-    report = _report(trained, columns, options.confidence)
-    write_json(folder / "likelihood.json", facts | report | {"nfe_per_batch": nfe, "seconds": seconds})
-    save_histogram(
-        folder / "histogram.png",
-        columns["bits_per_dim"],
-        label=f"bits/dim, {what} of {spec.name}",
-        mean=report["bits_per_dim"],
-        half_width=report["half_width"],
-    )
-    _print(trained, report, what, nfe, seconds)
-    click.echo(f"wrote {folder / 'likelihood.json'}, per_image.npz, histogram.png")
 
 
 def _examples(dataset: Dataset, loaded: Loaded, start: int, stop: int) -> Iterable[tuple[int, Batch]]:
@@ -163,48 +170,54 @@ def _examples(dataset: Dataset, loaded: Loaded, start: int, stop: int) -> Iterab
 
 def _report(trained: Trained, columns: dict[str, Tensor], confidence: float) -> dict[str, Any]:
     spec = trained.spec
-    bits = _interval(columns["bits_per_dim"], confidence)
+    mean, half_width = _interval(columns["bits_per_dim"], confidence)
     report: dict[str, Any] = {
-        "bits_per_dim": bits.mean,
-        "half_width": bits.half_width,
+        "bits_per_dim": mean,
+        "half_width": half_width,
         "confidence": confidence,
         "images": len(columns["bits_per_dim"]),
         "units": spec.describe_units(),
         "prior": f"N(0, {trained.model.sde.prior_std:g}² I) at t = {trained.model.sde.t_max:g}",
         "density_at_t": trained.model.sde.t_min,
+        "nfe": [int(columns["nfe"].min()), int(columns["nfe"].max())],
     }
     errors = columns["standard_error_nats"]
     if bool(errors.isfinite().all()):
         per_dim = spec.bits_per_dim(-errors.double()) - spec.bits_offset
         report["half_width_of_probes"] = probe_half_width(per_dim, confidence)
     if "gaussian_bits_per_dim" in columns:
-        gaussian = _interval(columns["gaussian_bits_per_dim"], confidence)
-        report |= {"gaussian_bits_per_dim": gaussian.mean, "gaussian_half_width": gaussian.half_width}
+        mean, half_width = _interval(columns["gaussian_bits_per_dim"], confidence)
+        report |= {"gaussian_bits_per_dim": mean, "gaussian_half_width": half_width}
     return report
 
 
-def _interval(values: Tensor, confidence: float) -> Interval:
-    return mean_interval(values, confidence) if len(values) > 1 else Interval(float(values[0]), 0.0)
+def _interval(values: Tensor, confidence: float) -> tuple[float, float | None]:
+    """Mean and half-width of its interval, None for a single value, which does not tell its spread."""
+    interval = mean_interval(values, confidence)
+    return interval.mean, interval.half_width if len(values) > 1 else None
 
 
-def _print(trained: Trained, report: dict[str, Any], what: str, nfe: list[int], seconds: float) -> None:
+def _print(trained: Trained, report: dict[str, Any], what: str, seconds: float) -> None:
     level = f"{100 * report['confidence']:g} %"
-    click.echo(
-        f"{report['bits_per_dim']:.4f} ± {report['half_width']:.4f} bits/dim ({level} interval of the mean over "
-        f"{report['images']} examples, {what} of {trained.spec.name})"
-    )
+    kind = f"{level} interval of the mean over {report['images']} examples" if report["images"] > 1 else "1 example"
+    click.echo(f"{_with_error(report, '')} bits/dim ({kind}, {what} of {trained.spec.name})")
     if "gaussian_bits_per_dim" in report:
         click.echo(
-            f"{report['gaussian_bits_per_dim']:.4f} ± {report['gaussian_half_width']:.4f} bits/dim for a Gaussian "
-            f"with full covariance fitted to the training split, on the same examples"
+            f"{_with_error(report, 'gaussian_')} bits/dim for a Gaussian with full covariance fitted to the training "
+            f"split, on the same examples"
         )
-    if "half_width_of_probes" in report:
+    if report.get("half_width_of_probes") and report["half_width"] is not None:
         click.echo(f"of the half-width, ± {report['half_width_of_probes']:.4f} comes from the trace probes")
     click.echo(f"units: {report['units']}")
     click.echo(
         f"density of the data noised to t = {report['density_at_t']:g}, prior {report['prior']}; "
-        f"{max(nfe, default=0)} score evaluations at most, {seconds:.1f} s"
+        f"{report['nfe'][1]} score evaluations at most, {seconds:.1f} s"
     )
+
+
+def _with_error(report: dict[str, Any], prefix: str) -> str:
+    half_width = report[f"{prefix}half_width"]
+    return f"{report[f'{prefix}bits_per_dim']:.4f}" + ("" if half_width is None else f" ± {half_width:.4f}")
 
 
 def _split(trained: Trained) -> Dataset:
@@ -219,13 +232,14 @@ def _split(trained: Trained) -> Dataset:
 
 def _file_dataset(file: Path, trained: Trained) -> Dataset:
     """All examples of a file, in the units of the model's data."""
-    found = Arrays(file=str(file), test=str(file), levels=trained.spec.levels).load("test")
     spec = dataclasses.replace(trained.spec, classes=())
-    if found.spec.shape != spec.shape or (found.spec.levels is None) != (spec.levels is None):
-        raise InputError(
-            f"{file} holds examples of shape {found.spec.shape} with {found.spec.levels or 'continuous'} levels; the "
-            f"model takes {spec.shape} with {spec.levels or 'continuous'} levels"
-        )
+    kind = "continuous values" if spec.levels is None else f"integers from 0 to {spec.levels - 1}"
+    try:
+        found = Arrays(file=str(file), test=str(file), levels=spec.levels).load("test")
+        require(found.spec.shape == spec.shape, f"{file} holds examples of shape {found.spec.shape}")
+        require((found.spec.levels is None) == (spec.levels is None), f"{file} holds integers")
+    except InputError as error:
+        raise InputError(f"{error}; the model takes examples of shape {spec.shape}, {kind}") from None
     return TensorDataset(spec, found.fetch(torch.arange(len(found)))[0])
 
 
@@ -233,6 +247,11 @@ def _fit_reference(trained: Trained) -> GaussianReference | None:
     config: Config = trained.config
     if trained.spec.dims > REFERENCE_DIMS:
         return None
-    train = config.data.load("train")
+    try:
+        train = config.data.load("train")
+    except InputError as error:
+        raise InputError(
+            f"the Gaussian needs the training split ({error}), or leave it out by --no-reference"
+        ) from None
     rows = [batch.x for _, batch in sweep(train, batch=1024, seed=config.seed, limit=REFERENCE_EXAMPLES)]
     return GaussianReference.fit(torch.cat(rows))

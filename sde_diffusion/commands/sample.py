@@ -5,23 +5,25 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sde_diffusion.build import SamplingConfig, Trained, plain_config
+from sde_diffusion.build import Trained, plain_config
 from sde_diffusion.commands.common import (
     GrowingArrays,
     Loaded,
     as_assignments,
     load,
+    make_folder,
     shared_options,
     show_config,
     write_json,
 )
-from sde_diffusion.errors import require
 from sde_diffusion.grids import GRIDS
 from sde_diffusion.pictures import save_samples, save_strip
+from sde_diffusion.sampling import Samples
 from sde_diffusion.sampling import sample as draw
 from sde_diffusion.solvers import SOLVERS, SeededNoise
 
@@ -80,6 +82,7 @@ def sample(
         ema=ema,
     )
     config = loaded.trained.config
+    click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}")
     if dry_run:
         show_config({"seed": config.seed, "sampling": plain_config(config)["sampling"]})
         return
@@ -89,60 +92,61 @@ def sample(
 
 
 def _run(loaded: Loaded, folder: Path, trajectory: bool, extra: dict[str, Any]) -> None:
-    trained = loaded.trained
-    options, spec, clock = trained.config.sampling, trained.spec, time.perf_counter()
+    trained, clock = loaded.trained, time.perf_counter()
+    options, spec = trained.config.sampling, trained.spec
     facts = loaded.facts() | extra
-    labels = _labels(trained, loaded.device)
-    fixed = {key: value for key, value in facts.items() if key != "config"} | {
+    fixed = {key: value for key, value in facts.items() if key not in ("checkpoint", "config")} | {
         "seed": trained.config.seed,
         "sampling": {k: v for k, v in facts["config"]["sampling"].items() if k not in ("count", "batch")},
     }
-    store = GrowingArrays(folder / "samples.npz", fixed)
-    strip = _Strip(trained)
-    nfe: list[int] = []
-    drawn = len(store)
-    with tqdm(total=options.count, initial=drawn, unit="img", disable=None) as bar:
-        while drawn < options.count:
-            size = min(options.batch, options.count - drawn)
-            result = draw(
-                trained.model.bind(labels),
-                trained.model.sde,
-                options.solver,
-                (size, *spec.shape),
-                noise=SeededNoise(trained.config.seed, start=drawn, device=loaded.device),
-                t_end=options.t_end,
-                denoise=options.denoise,
-                project=(lambda x0: x0.clamp(-1, 1)) if options.clip else None,
-                observer=strip.observe if trajectory and drawn == 0 else None,
-            )
-            store.append(samples=spec.from_model(result.x).cpu().numpy(), **_label_rows(options, size))
-            nfe.append(result.nfe)
-            drawn += size
-            bar.update(size)
-    seconds = time.perf_counter() - clock
-    store.finish()
+    store, strip = GrowingArrays(make_folder(folder) / "samples.npz", fixed), _Strip(trained)
+    _draw_all(loaded, store, strip if trajectory else None)
+    if trajectory and not strip.frames:  # an earlier process drew the first batch
+        _draw(loaded, 0, min(options.count, ROWS), strip)
+    seconds, nfe = time.perf_counter() - clock, store.arrays["nfe"][: options.count]
+    store.finish(without=("nfe",))
     samples = torch.from_numpy(store.arrays["samples"])[: options.count]
     save_samples(folder / "samples.png", spec, samples[:100])
-    if trajectory and strip.frames:
+    if trajectory:
         strip.save(folder / "trajectory.png")
     write_json(
         folder / "sample.json",
-        facts | {"nfe": nfe, "seconds": seconds, "shape": list(samples.shape), "units": spec.describe_units()},
+        facts
+        | {"nfe": [int(nfe.min()), int(nfe.max())], "seconds": seconds}
+        | {"shape": list(samples.shape), "units": spec.describe_units()},
     )
-    evaluations = f"{min(nfe)}–{max(nfe)}" if len(set(nfe)) > 1 else str(nfe[0] if nfe else 0)
+    evaluations = f"{nfe.min()}–{nfe.max()}" if nfe.min() < nfe.max() else str(nfe[0])
     click.echo(f"{len(samples)} samples, {evaluations} score evaluations each, {seconds:.1f} s")
     click.echo(f"wrote {folder / 'samples.png'}, samples.npz, sample.json" + (", trajectory.png" if trajectory else ""))
 
 
-def _labels(trained: Trained, device: torch.device) -> Tensor | int | None:
-    label = trained.config.sampling.label
-    classes = len(trained.spec.classes) if trained.config.model.conditional else 0
-    require(label < classes or label == -1, f"`label` must be below the model's {classes} classes, got {label}")
-    return None if label == -1 else label
+def _draw_all(loaded: Loaded, store: GrowingArrays, strip: "_Strip | None") -> None:
+    """Draw what `store` lacks, batch by batch; `strip` looks at the first."""
+    options, spec = loaded.trained.config.sampling, loaded.trained.spec
+    with tqdm(total=options.count, initial=min(len(store), options.count), unit="img", disable=None) as bar:
+        while len(store) < options.count:
+            size = min(options.batch, options.count - len(store))
+            result = _draw(loaded, len(store), size, strip if len(store) == 0 else None)
+            rows = {"samples": spec.from_model(result.x).cpu().numpy(), "nfe": np.full(size, result.nfe)}
+            store.append(**rows, **({} if options.label == -1 else {"labels": np.full(size, options.label)}))
+            bar.update(size)
 
 
-def _label_rows(options: SamplingConfig, size: int) -> dict[str, Any]:
-    return {} if options.label == -1 else {"labels": torch.full((size,), options.label).numpy()}
+def _draw(loaded: Loaded, start: int, size: int, strip: "_Strip | None") -> Samples:
+    """The samples `start … start + size − 1`."""
+    trained = loaded.trained
+    options = trained.config.sampling
+    return draw(
+        trained.model.bind(options.label),
+        trained.model.sde,
+        options.solver,
+        (size, *trained.spec.shape),
+        noise=SeededNoise(trained.config.seed, start=start, device=loaded.device),
+        t_end=options.t_end,
+        denoise=options.denoise,
+        project=(lambda x0: x0.clamp(-1, 1)) if options.clip else None,
+        observer=strip.observe if strip else None,
+    )
 
 
 class _Strip:

@@ -1,14 +1,14 @@
 """`train`: a new run, or more of an old one."""
 
 from pathlib import Path
-from typing import Any
 
 import click
+import torch
 
 from sde_diffusion.build import Config, build_trainer, choose_device, count_parameters, plain_config, read_config
-from sde_diffusion.commands.common import RUNS, as_assignments, shared_options, show_config
-from sde_diffusion.config import differences
-from sde_diffusion.errors import InputError
+from sde_diffusion.commands.common import RUNS, as_assignments, shared_options, show_config, stored_config
+from sde_diffusion.config import Raw, differences
+from sde_diffusion.errors import InputError, require
 from sde_diffusion.sde import SDES
 from sde_diffusion.training import RunFolder, load_checkpoint
 
@@ -24,19 +24,11 @@ The same command again resumes the run where its newest checkpoint stands. Ctrl-
 """
 
 # may differ from the run's first command without making it another run
-FREE = {
-    f"training.{name}"
-    for name in (
-        "steps",
-        "keep",
-        "workers",
-        "log_every",
-        "validate_every",
-        "sample_every",
-        "save_every",
-        "preview_count",
-    )
-} | {"training.validation_examples"}
+FREE = (
+    *("training.steps", "training.keep", "training.workers", "training.validation_examples"),
+    *("training.log_every", "training.validate_every", "training.sample_every", "training.save_every"),
+    *("training.preview", "training.preview_count", "data.root", "data.download", "sampling", "likelihood"),
+)
 
 
 @click.command(epilog=EPILOG)
@@ -54,8 +46,8 @@ def train(
     dry_run: bool,
 ) -> int:
     """Train a score model. Without a config: the embedded 8×8 digits, about 3 minutes on 2 cores."""
-    overrides = [*assignments, *as_assignments(sde__name=sde, training__steps=steps, seed=seed)]
-    config = read_config(config_file, overrides)
+    named = as_assignments(sde__name=sde)  # before the options that belong to it
+    config = read_config(config_file, [*named, *assignments, *as_assignments(training__steps=steps, seed=seed)])
     raw = plain_config(config)
     folder = RunFolder(out or RUNS / f"{raw['data']['name']}_{raw['sde']['name']}")
     target = choose_device(device)
@@ -66,18 +58,23 @@ def train(
         return _train(config, folder, raw, target)
 
 
-def _train(config: Config, folder: RunFolder, raw: dict[str, Any], target: Any) -> int:
-    trainer = build_trainer(config, folder, target)
+def _train(config: Config, folder: RunFolder, raw: Raw, device: torch.device) -> int:
     newest = folder.latest()
-    if newest is not None:
-        checkpoint = load_checkpoint(newest, target)
-        _same_run(checkpoint.meta["config"], raw, folder)
+    checkpoint = None if newest is None else load_checkpoint(newest, device)
+    if newest is not None and checkpoint is not None:
+        _same_run(stored_config(checkpoint, newest), raw, folder)
+    trainer = build_trainer(config, folder, device)
+    if checkpoint is not None:
+        require(
+            checkpoint.meta["data"] == trainer.train.spec.to_dict(),
+            f"the data of the run {folder.path} have changed: {trainer.train.spec} now, {checkpoint.meta['data']} then",
+        )
         trainer.restore(checkpoint)
     folder.write_config(raw)
     spec, total = trainer.train.spec, config.training.steps
     click.echo(
         f"{spec.name}: {len(trainer.train)} examples of shape {spec.shape}; {raw['sde']['name']}; "
-        f"{count_parameters(trainer.model):,} parameters on {target}"
+        f"{count_parameters(trainer.model):,} parameters on {device}"
     )
     if trainer.step >= total:
         click.echo(f"{folder.path} already has {trainer.step} steps; --steps {trainer.step + 1000} goes on")
@@ -91,10 +88,12 @@ def _train(config: Config, folder: RunFolder, raw: dict[str, Any], target: Any) 
     return 0
 
 
-def _same_run(old: dict[str, Any], new: dict[str, Any], folder: RunFolder) -> None:
+def _same_run(old: Raw, new: Raw, folder: RunFolder) -> None:
     for key, (before, after) in differences(old, new).items():
-        if key not in FREE and key.partition(".")[0] not in ("sampling", "likelihood"):
+        if not any(f"{key}.".startswith(f"{free}.") for free in FREE):
             raise InputError(
                 f"the run {folder.path} was started with {key} = {before}, not {after}; resume it with its own "
                 f"{folder.path / 'config.yaml'}, or choose another --out"
             )
+        if key.startswith("data."):
+            click.echo(f"{key} was {before} and is now {after}; taken to be the same data", err=True)

@@ -63,9 +63,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             return os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise InputError(
-                f"cannot write to the run folder {self.path}: {error.strerror}; choose another --out"
-            ) from None
+            reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+            raise InputError(f"cannot write to the run folder {self.path}: {reason}; choose another --out") from None
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
