@@ -78,8 +78,8 @@ def _save_grid(path: Path, images: Tensor, columns: int) -> None:
 
 def _save_scatter(path: Path, sets: Sequence[Tensor], titles: Sequence[str]) -> None:
     figure = _figure(3.2 * len(sets) + 0.8, 4)
-    for i, (points, title) in enumerate(zip(sets, titles, strict=True)):
-        axes = figure.add_subplot(1, len(sets), i + 1)
+    panels = figure.subplots(1, len(sets), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, points, title in zip(panels, sets, titles, strict=True):
         axes.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=2, alpha=0.5)
         axes.set(title=title, aspect="equal")
     _save_figure(path, figure)

@@ -39,7 +39,7 @@ Examples:
 Sample i depends on the seed and on i, not on --batch. A killed run goes on where it stopped.
 """
 
-FRAMES, ROWS = 10, 8  # of the denoising strip
+FRAMES, ROWS, POINTS = 10, 8, 1000  # of the denoising strip: times, and samples where they are images or not
 
 
 @click.command(epilog=EPILOG, short_help="Draw samples from a model.")
@@ -102,7 +102,7 @@ def _run(loaded: Loaded, folder: Path, trajectory: bool, extra: dict[str, Any]) 
     store, strip = GrowingArrays(make_folder(folder) / "samples.npz", fixed), _Strip(trained)
     _draw_all(loaded, store, strip if trajectory else None)
     if trajectory and not strip.frames:  # an earlier process drew the first batch
-        _draw(loaded, 0, min(options.count, ROWS), strip)
+        _draw(loaded, 0, min(options.count, strip.rows), strip)
     seconds, nfe = time.perf_counter() - clock, store.arrays["nfe"][: options.count]
     store.finish(without=("nfe",))
     samples = torch.from_numpy(store.arrays["samples"])[: options.count]
@@ -154,11 +154,12 @@ class _Strip:
 
     def __init__(self, trained: Trained) -> None:
         self._trained = trained
+        self.rows = ROWS if trained.spec.is_image else POINTS
         self.frames: list[Tensor] = []
         self.times: list[float] = []
 
     def observe(self, x: Tensor, t: float) -> None:
-        self.frames.append(x[:ROWS].clone())
+        self.frames.append(x[: self.rows].clone())
         self.times.append(t)
 
     def save(self, path: Path) -> None:
