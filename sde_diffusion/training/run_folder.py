@@ -18,6 +18,17 @@ from sde_diffusion.errors import InputError
 from sde_diffusion.files import write_atomically
 from sde_diffusion.training.checkpoint import SUFFIX, Checkpoint, save_checkpoint
 
+_held: set[int] = set()  # locks of this process
+
+
+def _drop_locks() -> None:
+    """Close them in a child: workers that read data outlive a kill of their parent, the lock must not."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_drop_locks)
+
 
 class RunFolder:
     """Paths and files of one run.
@@ -38,6 +49,7 @@ class RunFolder:
             InputError: Another process holds the run, or the folder cannot be written.
         """
         handle = self._open_lock()
+        _held.add(handle)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -56,6 +68,7 @@ class RunFolder:
                 os.pwrite(handle, str(os.getpid()).encode(), 0)
             yield
         finally:
+            _held.discard(handle)
             os.close(handle)
 
     def _open_lock(self) -> int:

@@ -17,7 +17,7 @@ from tests.commands.running import TINY, invoke, succeed, train
 from tests.commands.test_sample import counting, killed_after
 from tests.training.test_trainer import Killed
 
-LOOSE = ("--rtol", 1e-2, "--atol", 1e-2)
+LOOSE = ("--rtol", 0.1, "--atol", 0.1)
 
 
 def arrays(folder: Path) -> dict[str, npt.NDArray[Any]]:

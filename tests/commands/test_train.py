@@ -147,7 +147,7 @@ def test_a_signal_saves_and_exits(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 LONG = (
     *TINY,
-    *("--set", "training.save_every=10", "--set", "training.sample_every=0", "--set", "training.log_every=7"),
+    *("--set", "training.save_every=5", "--set", "training.sample_every=0", "--set", "training.log_every=7"),
 )
 
 
@@ -178,7 +178,7 @@ def wait_for_checkpoint(run: Path, beyond: int, process: "subprocess.Popen[str]"
 
 
 def test_kill_minus_nine_loses_only_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
-    run, steps = tmp_path / "killed", 100
+    run, steps = tmp_path / "killed", 60
     with training(run, steps) as process:
         wait_for_checkpoint(run, 0, process)
         process.send_signal(signal.SIGSTOP)  # alive, but it gets no further meanwhile
@@ -188,7 +188,7 @@ def test_kill_minus_nine_loses_only_the_steps_since_the_last_checkpoint(tmp_path
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     reached = last_checkpoint(run).meta["step"]
-    assert reached % 10 == 0
+    assert reached % 5 == 0
     assert reached < steps, "killed on its way"
 
     with training(run, steps) as process:

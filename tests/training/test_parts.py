@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +205,25 @@ def test_lock_holds_within_one_process_too_and_names_its_holder(tmp_path: Path) 
     with folder.locked():
         pass
     assert (tmp_path / "run" / "lock").stat().st_mode & 0o111 == 0
+
+
+def test_lock_is_not_held_by_children(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    read, write = os.pipe()
+    running, started = os.pipe()
+    with folder.locked():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads: as torch's workers do
+            child = os.fork()
+        if not child:
+            os.write(started, b"1")
+            os.close(write)
+            os.read(read, 1)  # until the parent closes its end
+            os._exit(0)
+        os.read(running, 1)
+    with folder.locked():  # as after a kill of the parent: the child lives
+        pass
+    os.close(write)
+    os.waitpid(child, 0)
+    for end in (read, running, started):
+        os.close(end)

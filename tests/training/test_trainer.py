@@ -1,9 +1,12 @@
 """The training loop: a function of (config, seed, step), and what it reports."""
 
+import io
 import math
 import os
+import re
 import signal
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +151,8 @@ def gradients(trainer: Trainer, count: int) -> Tensor:
 
 def test_accumulated_pieces_give_the_gradient_of_the_whole_batch_in_the_mean(tmp_path: Path) -> None:
     raw = merge(POINTS, SIMPLE)
-    pieces = gradients(trainer_for(tmp_path, raw, accumulate=5, steps=300, clip=None), 300)
-    whole = gradients(trainer_for(tmp_path, raw, steps=300, clip=None), 300)
+    pieces = gradients(trainer_for(tmp_path, raw, accumulate=5, steps=150, clip=None), 150)
+    whole = gradients(trainer_for(tmp_path, raw, steps=150, clip=None), 150)
     direction = torch.nn.functional.normalize(gradients(trainer_for(tmp_path, raw, clip=None), 20).mean(0), dim=0)
     along = pieces @ direction
     assert_mean(along - whole @ direction, 0.0)
@@ -277,7 +280,25 @@ def test_bfloat16_reaches_the_network_alone(tmp_path: Path) -> None:
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
-    trainer = trainer_for(tmp_path, merge(POINTS, SIMPLE), steps=300, batch=64, validate_every=0, learning_rate=1e-2)
+    trainer = trainer_for(tmp_path, merge(POINTS, SIMPLE), steps=150, batch=64, validate_every=0, learning_rate=1e-2)
     before = trainer.validate()["validation_loss"]
     trainer.run()
     assert trainer.validate()["validation_loss"] < 0.8 * before
+
+
+class Terminal(io.StringIO):
+    """What a user looks at."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_progress_with_loss_speed_and_time_left(tmp_path: Path) -> None:
+    shown = Terminal()
+    with redirect_stderr(shown):
+        trainer_for(tmp_path / "shown", log_every=1).run()
+    assert re.search(r"20/20 \[\d\d:\d\d<\d\d:\d\d, .*loss [\d.]+, \d+ img/s", shown.getvalue())
+    quiet = io.StringIO()
+    with redirect_stderr(quiet):
+        trainer_for(tmp_path / "quiet", log_every=1).run()
+    assert quiet.getvalue() == ""
