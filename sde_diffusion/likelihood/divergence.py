@@ -130,8 +130,21 @@ class Hutchinson(Divergence):
     def bind(self, x: Tensor, *, seed: int, start: int) -> TraceFn:
         stream = SampleStream(seed, _PROBE_STREAM, start=start, count=len(x))  # on the CPU: the same on every device
         draw = stream.rademacher if self.distribution == "rademacher" else stream.normal
-        directions = [draw(tuple(x.shape[1:]), x.dtype).to(x.device)[None] for _ in range(self.probes)]
-        return lambda score, x: torch.cat([quadratic_forms(score, x, v) for v in directions], 1)
+        return _Probes([draw(tuple(x.shape[1:]), x.dtype).to(x.device)[None] for _ in range(self.probes)])
+
+
+@dataclass(frozen=True, eq=False)
+class _Probes:
+    """A `TraceFn` along given directions, k of (1, B, *D)."""
+
+    directions: list[Tensor]
+
+    def __call__(self, score: Tensor, x: Tensor) -> Tensor:
+        return torch.cat([quadratic_forms(score, x, v) for v in self.directions], 1)
+
+    def select(self, rows: Tensor) -> "_Probes":
+        """The probes of the samples `rows` (n,)."""
+        return _Probes([v[:, rows] for v in self.directions])
 
 
 @dataclass(frozen=True, kw_only=True)

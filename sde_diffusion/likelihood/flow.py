@@ -13,17 +13,19 @@ Reference: Song et al. 2021, arXiv:2011.13456, eq. 39 and appendix D.2; Chen et 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.errors import require
-from sde_diffusion.likelihood.divergence import Divergence, score_and_trace
+from sde_diffusion.likelihood.divergence import Divergence, TraceFn, score_and_trace
 from sde_diffusion.score import ScoreFn, reverse_drift
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers.base import ReverseProcess
-from sde_diffusion.solvers.ode import ODESolver, worst_sample_rms
+from sde_diffusion.solvers.ode import AdaptiveODE
+from sde_diffusion.solvers.runge_kutta import sample_rms, select
+from sde_diffusion.tensors import expand
 
 LogProb = Callable[[Tensor], Tensor]
 """z: (B, *D) -> log-density in nats, (B,)."""
@@ -68,13 +70,34 @@ class Likelihood:
         return self.delta.std(1) / math.sqrt(probes)
 
 
+@dataclass(frozen=True, eq=False)
+class _AugmentedFlow:
+    """(t: () or (n,), y = (x, Δ): (n, D + k)) -> dy/dt, for states x of `shape`."""
+
+    process: ReverseProcess
+    trace: TraceFn
+    shape: tuple[int, ...]
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        sde, dims = self.process.sde, math.prod(self.shape)
+        x = y[:, :dims].reshape(-1, *self.shape)
+        score, score_trace = score_and_trace(self.process.score, self.trace, x, t)
+        velocity = reverse_drift(sde, score, x, t, eta=0.0)
+        growth = dims * expand(sde.drift_coef(t), y) - expand(0.5 * sde.diffusion(t) ** 2, y) * score_trace
+        return torch.cat([velocity.flatten(1), growth], 1)
+
+    def select(self, rows: Tensor) -> "_AugmentedFlow":
+        """The flow of the samples `rows` (m,) of these n."""
+        return replace(self, trace=select(self.trace, rows))
+
+
 def log_likelihood(
     score_fn: ScoreFn,
     sde: SDE,
     x0: Tensor,
     *,
     divergence: Divergence,
-    ode: ODESolver,
+    ode: AdaptiveODE,
     seed: int = 0,
     start: int = 0,
     prior_log_prob: LogProb | None = None,
@@ -108,18 +131,11 @@ def log_likelihood(
         f"`x0` must be a floating-point batch (B, *D) with B > 0, got {x0.dtype} of shape {tuple(x0.shape)}",
     )
     process = ReverseProcess(sde, score_fn)
-    trace = divergence.bind(x0, seed=seed, start=start)
+    rhs = _AugmentedFlow(process, divergence.bind(x0, seed=seed, start=start), tuple(x0.shape[1:]))
     dims = x0[0].numel()
 
-    def rhs(t: Tensor, y: Tensor) -> Tensor:
-        x = y[:, :dims].reshape(x0.shape)
-        score, score_trace = score_and_trace(process.score, trace, x, t)
-        velocity = reverse_drift(sde, score, x, t, eta=0.0)
-        growth = dims * sde.drift_coef(t) - 0.5 * sde.diffusion(t) ** 2 * score_trace
-        return torch.cat([velocity.flatten(1), growth], 1)
-
     def norm(error: Tensor) -> Tensor:
-        return torch.maximum(worst_sample_rms(error[:, :dims]), error[:, dims:].abs().max())
+        return torch.maximum(sample_rms(error[:, :dims]), error[:, dims:].abs().amax(1))
 
     start_state = torch.cat([x0.detach().flatten(1), x0.new_zeros(len(x0), divergence.estimates)], 1)
     end_state = ode.integrate(rhs, start_state, sde.t_min, sde.t_max, norm=norm)

@@ -78,6 +78,11 @@ class ReverseProcess:
         assert self._noise is not None, "a stochastic solver needs a noise source"
         return self._noise(x, t, t_next)
 
+    @property
+    def observed(self) -> bool:
+        """Whether there is an observer."""
+        return self._observer is not None
+
     def observe(self, x: Tensor, t: float) -> None:
         """Report a state to the observer, if there is one."""
         if self._observer is not None:

@@ -4,6 +4,7 @@ Reference: Song et al. 2021, arXiv:2011.13456, section 4.3; Dormand & Prince 198
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -14,22 +15,7 @@ from torchdiffeq import odeint
 
 from sde_diffusion.errors import InputError, require, require_positive
 from sde_diffusion.solvers.base import ReverseProcess, Solver, as_time
-from sde_diffusion.tensors import flat_mean
-
-Rhs = Callable[[Tensor, Tensor], Tensor]
-"""(t: (), y: (B, …)) -> dy/dt: (B, …)."""
-
-Norm = Callable[[Tensor], Tensor]
-"""Size of a scaled error (B, …) as a () tensor; a step is accepted when it is at most 1."""
-
-
-def worst_sample_rms(y: Tensor) -> Tensor:
-    """The maximum over samples of each sample's root mean square, (B, …) -> ().
-
-    With the mean over the whole batch, torchdiffeq's default, easy companions would loosen a hard sample's tolerance.
-    """
-    return flat_mean(y.abs() ** 2).max().sqrt()
-
+from sde_diffusion.solvers.runge_kutta import Norm, Rhs, sample_rms
 
 FAILURES = {  # what torchdiffeq's assertions begin with, and what to say instead
     "underflow in dt": "the step size fell to zero",
@@ -60,10 +46,43 @@ class _Watched:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ODESolver(Solver):
+class AdaptiveODE(Solver):
+    """dx/dt = f x − ½ g² s to a tolerance, by steps that the method chooses.
+
+    Attributes:
+        rtol, atol: Relative and absolute tolerance of one step.
+    """
+
+    stochastic = False
+
+    rtol: float = 1e-5
+    atol: float = 1e-5
+
+    def __post_init__(self) -> None:
+        require_positive(rtol=self.rtol, atol=self.atol)
+
+    @abstractmethod
+    def integrate(self, rhs: Rhs, y: Tensor, t_from: float, t_to: float, *, norm: Norm = sample_rms) -> Tensor:
+        """Solve dy/dt = rhs(t, y) from `t_from` to `t_to`, in either direction; the last step ends exactly there.
+
+        Args:
+            y: State at `t_from`, (B, …).
+            norm: Size of each sample's scaled error of a step.
+
+        Returns:
+            State at `t_to`, the shape of `y`.
+
+        Raises:
+            InputError: The tolerance cannot be reached; the message says at which time.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ODESolver(AdaptiveODE):
     """dx/dt = f x − ½ g² s by an adaptive Runge–Kutta pair with a common step for the batch.
 
-    A step is accepted when max_i rms(e_i / (atol + rtol |x_i|)) ≤ 1: every sample meets the tolerance.
+    A step is accepted when max_i rms(e_i / (atol + rtol |x_i|)) ≤ 1: every sample meets the tolerance. (With the mean
+    over the whole batch, torchdiffeq's default, easy companions would loosen a hard sample's tolerance.)
 
     Attributes:
         method: torchdiffeq's name of the pair: `dopri5` is 5(4), `dopri8` 8(7), `bosh3` 3(2), the others 2(1).
@@ -74,15 +93,13 @@ class ODESolver(Solver):
     """
 
     order = 5
-    stochastic = False
 
     method: Literal["dopri5", "dopri8", "bosh3", "adaptive_heun", "fehlberg2"] = "dopri5"
-    rtol: float = 1e-5
-    atol: float = 1e-5
     max_steps: int = 10_000
 
     def __post_init__(self) -> None:
-        require_positive(rtol=self.rtol, atol=self.atol, max_steps=self.max_steps)
+        super().__post_init__()
+        require_positive(max_steps=self.max_steps)
 
     def solve(self, process: ReverseProcess, x: Tensor, t_from: float, t_to: float) -> Tensor:
         def rhs(t: Tensor, y: Tensor) -> Tensor:
@@ -99,14 +116,14 @@ class ODESolver(Solver):
         t_from: float,
         t_to: float,
         *,
-        norm: Norm = worst_sample_rms,
+        norm: Norm = sample_rms,
         observe: Callable[[Tensor, float], None] | None = None,
     ) -> Tensor:
         """Solve dy/dt = rhs(t, y) from `t_from` to `t_to`; the last step ends exactly there.
 
         Args:
             y: State at `t_from`, (B, …).
-            norm: Size of the scaled error of a step.
+            norm: Size of each sample's scaled error of a step.
             observe: Called with state and time at the start of each accepted step.
 
         Returns:
@@ -121,8 +138,9 @@ class ODESolver(Solver):
             return y
         times = torch.stack([as_time(t_from), as_time(t_to)]).to(y.device)
         watched = _Watched(rhs, t_from, t_to, observe)
+
         def size(error: Tensor) -> Tensor:  # as infinity, NaN shortens the step; torchdiffeq gives up at NaN itself
-            return norm(error).nan_to_num(nan=math.inf, posinf=math.inf)
+            return norm(error).max().nan_to_num(nan=math.inf, posinf=math.inf)
 
         options = {"norm": size, "step_t": times[1:], "max_num_steps": self.max_steps}
         try:
