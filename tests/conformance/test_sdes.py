@@ -88,9 +88,10 @@ def test_is_a_value(sde: SDE) -> None:
 
 def test_closed_forms_in_fifty_digits() -> None:
     getcontext().prec = 50
+    low = Decimal.from_float(0.1)  # the number that float64 has for it
     for t in TIMES:
         u = Decimal(float(t))
-        integral = u * (Decimal(0.1) + u * (Decimal(20) - Decimal(0.1)) / 2)
+        integral = u * (low + u * (Decimal(20) - low) / 2)
         variance = 1 - (-integral).exp()
         assert float(VPSDE().std(t)) == pytest.approx(float(variance.sqrt()), rel=1e-14)
         assert float(SubVPSDE().std(t)) == pytest.approx(float(variance), rel=1e-14)
