@@ -13,6 +13,7 @@ from sde_diffusion.commands import main
 
 TINY = (
     *("--set", "model.network={name: unet, channels: 8, multipliers: [1, 2], blocks: 1, attention: []}"),
+    *("--set", "training.warmup=0", "--set", "training.learning_rate=0.02"),  # two steps leave their mark
     *("--set", "training.batch=16", "--set", "training.preview={rtol: 0.1, atol: 0.1}"),
     *("--set", "training.preview_count=4", "--set", "training.validation_examples=20"),
 )

@@ -217,7 +217,7 @@ def test_what_the_weights_fix_cannot_be_changed(trained: Path, key: str) -> None
 
 def test_points_are_drawn_too(tmp_path: Path) -> None:
     options = ("--set", "data=two_moons", "--set", "model.network=mlp", "--set", "model.sigma_data=1")
-    run = train(tmp_path / "run", *options, "--set", "training.sample_every=0", base=TINY[4:], steps=1)
+    run = train(tmp_path / "run", *options, "--set", "training.sample_every=0", base=TINY[2:], steps=1)
     succeed("sample", run, "--solver", "em", "--steps", 3, "--count", 20, "--trajectory", "--out", tmp_path / "out")
     assert arrays(tmp_path / "out")["samples"].shape == (20, 2)
     assert (tmp_path / "out" / "trajectory.png").exists()
