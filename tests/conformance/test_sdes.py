@@ -88,7 +88,7 @@ def test_is_a_value(sde: SDE) -> None:
 
 def test_closed_forms_in_fifty_digits() -> None:
     getcontext().prec = 50
-    low = Decimal.from_float(0.1)  # the number that float64 has for it
+    low = Decimal(LinearBeta().min)  # the number that float64 has for 0.1
     for t in TIMES:
         u = Decimal(float(t))
         integral = u * (low + u * (Decimal(20) - low) / 2)
