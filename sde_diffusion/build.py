@@ -44,8 +44,8 @@ class ModelConfig:
 
     Attributes:
         network: The network F and its options.
-        prediction: What F estimates, a row of `PREDICTIONS`. The default, `v`, stays well scaled at high noise, where an
-            error of ε̂ grows by std/a in x̂0.
+        prediction: What F estimates, a row of `PREDICTIONS`. The default, `v`, stays well scaled at high noise,
+            where an error of ε̂ grows by std/a in x̂0.
         conditioning: What F is told of the time, a row of `NOISE_CONDITIONINGS`.
         sigma_data: Standard deviation of the data in model coordinates.
         conditional: Whether F is told the class.
