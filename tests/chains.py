@@ -42,7 +42,11 @@ class Chain(SDE):
 
 def ddpm_chain(beta_min: float, beta_max: float, n: int) -> Chain:
     """β_i equally spaced from β_min/n to β_max/n."""
-    betas = torch.linspace(beta_min / n, beta_max / n, n, dtype=torch.float64)
+    return beta_chain(torch.linspace(beta_min / n, beta_max / n, n, dtype=torch.float64))
+
+
+def beta_chain(betas: Tensor) -> Chain:
+    """ᾱ_k = ∏_{i ≤ k} (1 − β_i)."""
     log_means = 0.5 * torch.log1p(-betas).cumsum(0)
     stds = (-torch.expm1(2 * log_means)).sqrt()
     return Chain(log_means=(0.0, *log_means.tolist()), stds=(0.0, *stds.tolist()))

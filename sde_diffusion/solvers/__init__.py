@@ -2,7 +2,11 @@
 
 from sde_diffusion.solvers.ancestral import Ancestral
 from sde_diffusion.solvers.base import GridSolver, ReverseProcess, Solver
+from sde_diffusion.solvers.ddim import DDIM
+from sde_diffusion.solvers.dpmpp_2m import DPMpp2M
+from sde_diffusion.solvers.dpmpp_3m import DPMpp3M
 from sde_diffusion.solvers.euler_maruyama import EulerMaruyama
+from sde_diffusion.solvers.heun import Heun
 from sde_diffusion.solvers.noise import NoiseSource, SeededNoise
 from sde_diffusion.solvers.ode import AdaptiveODE, ODESolver
 from sde_diffusion.solvers.per_sample_ode import PerSampleODE
@@ -10,16 +14,24 @@ from sde_diffusion.solvers.per_sample_ode import PerSampleODE
 SOLVERS: dict[str, type[Solver]] = {
     "em": EulerMaruyama,
     "ancestral": Ancestral,
+    "ddim": DDIM,
+    "heun": Heun,
+    "dpmpp_2m": DPMpp2M,
+    "dpmpp_3m": DPMpp3M,
     "ode": ODESolver,
     "ode_per_sample": PerSampleODE,
 }
 
 __all__ = [
+    "DDIM",
     "SOLVERS",
     "AdaptiveODE",
     "Ancestral",
+    "DPMpp2M",
+    "DPMpp3M",
     "EulerMaruyama",
     "GridSolver",
+    "Heun",
     "NoiseSource",
     "ODESolver",
     "PerSampleODE",

@@ -9,7 +9,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,14 +95,15 @@ class ReverseProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class Solver(ABC):
-    """Takes states from one time to another along the reverse process.
+    """Takes states from one time to another along the reverse process."""
 
-    Attributes:
-        order: Order of convergence in the step size: strong order with the exact score for deterministic solvers,
-            weak order for stochastic ones.
-    """
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """Order of convergence in the step size with the exact score; of the distribution if the solver is stochastic.
 
-    order: ClassVar[int]
+        For an adaptive solver, that of the steps it takes.
+        """
 
     @property
     @abstractmethod

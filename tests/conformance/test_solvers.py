@@ -19,11 +19,15 @@ from sde_diffusion.rng import generator
 from sde_diffusion.sampling import encode, sample
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers import (
+    DDIM,
     SOLVERS,
     AdaptiveODE,
     Ancestral,
+    DPMpp2M,
+    DPMpp3M,
     EulerMaruyama,
     GridSolver,
+    Heun,
     NoiseSource,
     ODESolver,
     PerSampleODE,
@@ -37,10 +41,15 @@ from tests.conftest import assert_mean, f64
 INSTANCES: dict[str, list[Solver]] = {
     "em": [EulerMaruyama(), EulerMaruyama(eta=0.0), EulerMaruyama(eta=0.5)],
     "ancestral": [Ancestral(), Ancestral(variance="large")],
+    "ddim": [DDIM(), DDIM(eta=0.5), DDIM(eta=1.0)],
+    "heun": [Heun(), Heun(s_churn=20.0)],
+    "dpmpp_2m": [DPMpp2M(), DPMpp2M(rule="heun")],
+    "dpmpp_3m": [DPMpp3M()],
     "ode": [ODESolver()],
     "ode_per_sample": [PerSampleODE(), PerSampleODE(method="tsit5"), PerSampleODE(method="dop853")],
 }
-EVALUATIONS = {"em": 1, "ancestral": 1}  # score evaluations per step of the solvers with a fixed number of them
+# score evaluations per step of the solvers with a fixed number of them
+EVALUATIONS = {"em": 1, "ancestral": 1, "ddim": 1, "heun": 2, "dpmpp_2m": 1, "dpmpp_3m": 1}
 ALL = [
     pytest.param(name, solver, id=f"{name}-{i}")
     for name, solvers in INSTANCES.items()
@@ -108,7 +117,7 @@ def short(solver: Solver) -> Solver:
 
 def enough(solver: Solver) -> Solver:
     """The solver with so many steps that its error is well below the sampling error of a thousand samples."""
-    return replace(solver, steps=400) if isinstance(solver, GridSolver) else solver
+    return replace(solver, steps=400 // solver.order) if isinstance(solver, GridSolver) else solver
 
 
 def test_every_solver_has_instances_here() -> None:
@@ -124,7 +133,7 @@ def test_order_of_convergence(sde: SDE, name: str, solver: GridSolver) -> None:
     """The error of mean and standard deviation falls as steps^−order."""
     counts, errors = [96, 192, 384], []
     for steps in counts:
-        found, exact = moments(sde, replace(solver, steps=steps), 0.9, 0.3), exact_moments(sde, 0.3)
+        found, exact = moments(sde, replace(solver, steps=steps), 0.4, 0.05), exact_moments(sde, 0.05)
         errors.append(abs(found[0] - exact[0]) + abs(found[1] - exact[1]))
     slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
     assert abs(slope - solver.order) < 0.25, errors
@@ -233,7 +242,10 @@ def test_the_observer_sees_every_state(sde: SDE, name: str, solver: Solver) -> N
 
 @pytest.mark.parametrize(("name", "solver"), [p for p in ALL if not p.values[1].stochastic])
 def test_encoding_is_the_inverse(sde: SDE, name: str, solver: Solver) -> None:
-    """There and back on the flow of one Gaussian: off by the steps' tolerances, or at the order of the method."""
+    """There and back on the flow of one Gaussian: off by the steps' tolerances, or at the order of the method.
+
+    A step back of even order undoes the leading error of the step there, which leaves a higher order.
+    """
     oracle = GaussianMixture.gaussian(sde, f64([MEAN, -MEAN]), STD)
     x0 = oracle.sample(4, f64(sde.t_min), generator=generator(2))
 
@@ -247,8 +259,8 @@ def test_encoding_is_the_inverse(sde: SDE, name: str, solver: Solver) -> None:
         off, nfe = error(solver)
         assert off < nfe * (solver.atol + solver.rtol)
     else:
-        off, fine = (error(replace(solver, steps=steps))[0] for steps in (500, 1000))
-        assert abs(math.log2(off / fine) - solver.order) < 0.25
+        off, fine = (error(replace(solver, steps=steps))[0] for steps in (500 // solver.order, 1000 // solver.order))
+        assert math.log2(off / fine) > solver.order - 0.25
 
 
 @pytest.mark.parametrize(("name", "solver"), ALL)

@@ -1,0 +1,59 @@
+"""DPM-Solver++(3M): third order for one score evaluation per step."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sde_diffusion.grids import LogSNRGrid, TimeGrid
+from sde_diffusion.solvers.base import GridSolver, ReverseProcess
+from sde_diffusion.solvers.exponential import History, advance
+
+
+class _Last(NamedTuple):
+    """What the last step knew: its start (x, t), and the predictions up to there."""
+
+    x: Tensor
+    t: Tensor
+    history: History
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMpp3M(GridSolver):
+    """Integrates the flow exactly for an x̂0 that is quadratic in λ, through this and the last two predictions.
+
+    Two faults of the published code, each of which leaves order 2, are mended: it halves the quadratic term, and its
+    first step is of order 1. Here the first step is taken anew once x̂0 at its end is known, at no evaluation.
+
+    Cost: one score evaluation per step.
+
+    Reference: Lu et al. 2022, arXiv:2211.01095, section 4.2 and appendix B.
+    """
+
+    order = 3
+    stochastic = False
+
+    steps: int = 20
+    grid: TimeGrid = LogSNRGrid()
+
+    def step(
+        self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: _Last | None
+    ) -> tuple[Tensor, _Last]:
+        """x ← (σ_n/σ) x + a_n (m_0 x̂0 + m_1 D₁ + m_2 D₂),  m_k = ∫₀¹ h e^{(s−1)h} s^k ds,
+
+        where x̂0 + D₁ s + D₂ s² is the parabola, in s = (λ' − λ)/h, through this and the last two predictions.
+
+        Args:
+            x: State at `t`, (B, *D).
+            t, t_next: Times, () float64.
+            state: Of the last step, or None at the start.
+
+        Returns:
+            State at `t_next`, (B, *D), and the new history.
+        """
+        sde = process.sde
+        here = (sde.half_log_snr(t), process.x0(x, t))
+        history = (here, *state.history[:2]) if state else (here,)
+        if state and len(history) == 2:
+            x = advance(sde, state.x, state.t, t, history)
+        return advance(sde, x, t, t_next, history), _Last(x, t, history)

@@ -1,0 +1,88 @@
+"""DDIM and DPM-Solver++ on published discrete chains (golden file 06a).
+
+Conventions of the peers, reproduced by the adapters here: DDIM steps to t − T//n, which with linspace spacing is not
+the next time of the list; the last steps of DPM-Solver++ fall back to lower orders; its third order takes half of the
+quadratic term and leaves the first step at order 1.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sde_diffusion.solvers import ReverseProcess
+from sde_diffusion.solvers.ddim import DDIM
+from sde_diffusion.solvers.dpmpp_2m import DPMpp2M
+from sde_diffusion.solvers.dpmpp_3m import DPMpp3M
+from sde_diffusion.solvers.exponential import moments
+from tests.chains import Chain, beta_chain
+from tests.conftest import f64, golden
+from tests.solvers.reference import GivenNoise, golden_oracle
+
+CASES = {case["id"]: case for case in golden("06a_ddim_dpmsolver")}
+CLOSE = {"rtol": 1e-8, "atol": 1e-10}  # the file's tolerance; states are of size 1
+
+
+def chain_of(schedule: str, length: int = 1000) -> Chain:
+    u = torch.linspace(0, 1, length, dtype=torch.float64)
+    if schedule == "linear":
+        return beta_chain(1e-4 + u * (0.02 - 1e-4))
+    if schedule == "quadratic":
+        return beta_chain((1e-2 + u * (0.02**0.5 - 1e-2)) ** 2)
+    k = torch.arange(length + 1, dtype=torch.float64)
+    signal = torch.cos((k / length + 0.008) / 1.008 * torch.pi / 2) ** 2
+    return beta_chain((1 - signal[1:] / signal[:-1]).clamp(max=0.999))
+
+
+def process_of(case: dict[str, Any], noise: list[Any]) -> tuple[Chain, ReverseProcess]:
+    chain = chain_of(case["params"]["schedule"])
+    oracle = golden_oracle(case["data_distribution"], chain)
+    return chain, ReverseProcess(chain, oracle.score, noise=GivenNoise(f64(z) for z in noise))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("ddim")])
+def test_ddim(name: str) -> None:
+    params, inputs, expected = (CASES[name][key] for key in ("params", "inputs", "outputs"))
+    chain, process = process_of(CASES[name], inputs["z_per_step"])
+    final = {"1": 0, "alpha_bar_0": 1}[params["final_alpha_bar"]]
+    solver, x = DDIM(eta=params["eta"]), f64(inputs["x_T"])
+    for k, previous, after in zip(
+        expected["timesteps"], expected["previous_timesteps"], expected["x_after_each_step"], strict=True
+    ):
+        level = previous + 1 if previous >= 0 else final
+        x, _ = solver.step(process, x, chain.level(k + 1), chain.level(level), None)
+        torch.testing.assert_close(x, f64(after), **CLOSE)
+
+
+def half_quadratic(chain: Chain, t: Tensor, t_next: Tensor, history: tuple[tuple[Tensor, Tensor], ...]) -> Tensor:
+    """½ a_n m_2 D₂, what the published third order leaves out."""
+    (now, x0), (before, x0_before), (first, x0_first) = history
+    second = ((x0 - x0_before) / (now - before) - (x0_before - x0_first) / (before - first)) / (now - first)
+    h = chain.half_log_snr(t_next) - now
+    return 0.5 * chain.mean_coef(t_next) * moments(h, 3)[2] * h**2 * second
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("dpmpp")])
+def test_dpm_solver(name: str) -> None:
+    params, expected = CASES[name]["params"], CASES[name]["outputs"]
+    chain, process = process_of(CASES[name], [])
+    levels = [k + 1 for k in expected["timesteps"]] + [0 if params["final_sigma"] == "zero" else 1]
+    steps = len(levels) - 1
+    second, third = DPMpp2M(rule=params["second_order_rule"]), DPMpp3M()
+    x, state2, state3 = f64(CASES[name]["inputs"]["x_T"]), None, None
+    for i, (level, after) in enumerate(zip(pairwise(levels), expected["x_after_each_step"], strict=True)):
+        t, t_next = map(chain.level, level)
+        left = steps - i if steps < 15 or (params["final_sigma"] == "zero" and i == steps - 1) else 3
+        order = min(params["order"], i + 1, left)
+        if order == 1:
+            state2 = None
+        if order < 3:
+            state3 = third.step(process, x, t, t_next, state3)[1] if i < steps - 1 else None
+            x, state2 = second.step(process, x, t, t_next, state2)
+        else:
+            state2 = second.step(process, x, t, t_next, state2)[1]
+            x, state3 = third.step(process, x, t, t_next, state3)
+            x = x - half_quadratic(chain, t, t_next, state3.history)
+        torch.testing.assert_close(x, f64(after), **CLOSE)
