@@ -1,7 +1,8 @@
 """Adaptive ODE solvers at equal error: evaluations and time of one's own steps against a step shared by the batch.
 
 Each solver solves the same problem at tolerances from 1e-2 to 1e-7 (rtol = atol). Its error is measured against a solve
-at 1e-10 by an independent method, and its cost at a given error is read off the curve, linear in the logarithms. Costs:
+by torchdiffeq's dopri8 at 1e-10, at 1e-6 for a float32 model, and its cost at a given error is read off the curve,
+linear in the logarithms. Costs:
 
 - `evaluations`: images × score evaluations / images of the batch, with its vjp in a likelihood; images that have left
   the batch cost nothing.
@@ -116,7 +117,8 @@ class Curve:
     def cost_at(self, target: float, costs: list[float]) -> float:
         """The cost at which the error falls to `target`; NaN outside the range measured."""
         order = np.argsort(self.errors)
-        errors, values = np.log(np.array(self.errors)[order]), np.log(np.array(costs)[order])
+        errors = np.log(np.maximum(np.array(self.errors)[order], 1e-300))  # 0 for the reference itself
+        values = np.log(np.array(costs)[order])
         return math.exp(np.interp(math.log(target), errors, values, left=math.nan, right=math.nan))
 
 
@@ -163,7 +165,7 @@ def trained_problems(path: Path, count: int) -> list[Problem]:
     """The model of a checkpoint of 8×8 digits, in float32 against a reference in the same precision."""
     checkpoint = load_checkpoint(path)
     trained = load_trained(checkpoint, read_config(None, (), checkpoint.meta["config"]), choose_device("cpu"))
-    reference = replace(REFERENCE, rtol=1e-7, atol=1e-7)
+    reference = replace(REFERENCE, rtol=1e-6, atol=1e-6)  # in float32 a tighter one only follows the rounding
     return problems_of(path.name, trained.model, trained.model.sde, count, torch.float32, reference=reference)
 
 

@@ -58,8 +58,11 @@ def select(function: Callable[..., Tensor], rows: Tensor) -> Callable[..., Tenso
 
 
 def sample_rms(y: Tensor) -> Tensor:
-    """Each sample's root mean square, (B, …) -> (B,)."""
-    return flat_mean(y.square()).sqrt()
+    """Each sample's root mean square, (B, …) -> (B,); on the CPU the same bits for every B and number of threads."""
+    squares = y.square()
+    if len(y) == 1:  # the sum over a single row would be cut among threads; over one of two it is not
+        return flat_mean(squares.expand(2, *y.shape[1:]))[:1].sqrt()
+    return flat_mean(squares).sqrt()
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
 from sde_diffusion.score import reverse_drift
 from sde_diffusion.sde import SDE, VESDE, VPSDE
-from sde_diffusion.solvers.runge_kutta import Integrator, Path, Rhs, Status
+from sde_diffusion.solvers.runge_kutta import Integrator, Path, Rhs, Status, sample_rms
 from sde_diffusion.solvers.tableaux import TABLEAUX, Tableau
 from tests.conftest import f64
 
@@ -209,6 +209,17 @@ def test_an_elementwise_drift_needs_no_care(dtype: torch.dtype) -> None:
         for size in (1, 2, 7, 33):
             part = integrator().solve(flow(oracle), x[:size], 1.0, 1e-5)
             assert torch.equal(part.y, whole.y[:size])
+
+
+def test_the_size_of_one_large_sample_is_that_among_others() -> None:
+    """Where a sum over a single row would be cut among threads."""
+    y, threads = torch.randn(3, 50_000, generator=generator(4), dtype=torch.float64), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        sizes = [sample_rms(y[i : i + 1]) for i in range(3)]
+        assert torch.equal(torch.cat(sizes), sample_rms(y))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_standing_still_is_leaving() -> None:
