@@ -47,8 +47,6 @@ class PerSampleODE(AdaptiveODE):
     Reference: Dormand & Prince 1980; Tsitouras 2011; Hairer, Nørsett & Wanner 1993, sections II.4, II.5 and II.10.
     """
 
-    order = 5
-
     method: Literal["dopri5", "tsit5", "dop853"] = "dopri5"
     max_nfe: int = 50_000
     compact: bool = True
@@ -59,6 +57,10 @@ class PerSampleODE(AdaptiveODE):
         require_positive(max_nfe=self.max_nfe)
         lookup(TABLEAUX, self.method, "method")
         require_one_of("on_failure", self.on_failure, ("raise", "nan"))
+
+    @property
+    def order(self) -> int:
+        return TABLEAUX[self.method].order
 
     def solve(self, process: ReverseProcess, x: Tensor, t_from: float, t_to: float) -> Tensor:
         def rhs(t: Tensor, y: Tensor) -> Tensor:

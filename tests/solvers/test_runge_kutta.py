@@ -157,7 +157,7 @@ def test_order_in_equal_steps(name: str) -> None:
 @pytest.mark.parametrize("ends", [(1.0, 1e-5), (1e-5, 1.0)])
 def test_agrees_with_scipy(name: str, sde: SDE, ends: tuple[float, float]) -> None:
     """Both within n steps of the tolerance."""
-    oracle, tolerance, x = mixture(sde), 1e-8, start(sde)[0]
+    oracle, tolerance, x = mixture(sde), 1e-7, start(sde)[0]
     result = integrator(name, tolerance).solve(flow(oracle), x[None], *ends)
 
     def rhs(t: float, y: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -171,7 +171,7 @@ def test_agrees_with_scipy(name: str, sde: SDE, ends: tuple[float, float]) -> No
     assert int(result.nfe) < 1.5 * known.nfev  # the same order and control, up to its constants
 
 
-@PAIRS
+@pytest.mark.parametrize("name", ["dopri5", "dop853"])  # one estimate of the error, and two
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=["vp", "ve"])
 def test_a_sample_is_the_same_to_the_bit_in_any_company(name: str, dtype: torch.dtype, sde: SDE) -> None:
