@@ -20,7 +20,7 @@ from sde_diffusion.networks import NETWORKS, UNet
 from sde_diffusion.registry import lookup
 from sde_diffusion.rng import derive_seed
 from sde_diffusion.sde import BETAS, SDE, SDES, VPSDE, BetaSchedule
-from sde_diffusion.solvers import SOLVERS, ODESolver, Solver
+from sde_diffusion.solvers import CORRECTORS, SOLVERS, Corrector, ODESolver, Solver
 from sde_diffusion.training import Checkpoint, LossConfig, RunFolder, Trainer, TrainingConfig
 
 _WEIGHTS = 0xB01D  # purpose of random numbers: a network's first weights
@@ -33,6 +33,7 @@ REGISTRIES: Registries = {
     Weighting: WEIGHTINGS,
     TimeSampler: TIME_SAMPLERS,
     Solver: SOLVERS,
+    Corrector: CORRECTORS,
     TimeGrid: GRIDS,
     Divergence: DIVERGENCES,
 }

@@ -2,6 +2,7 @@
 
 from sde_diffusion.solvers.ancestral import Ancestral
 from sde_diffusion.solvers.base import GridSolver, ReverseProcess, Solver
+from sde_diffusion.solvers.correctors import CORRECTORS, AnnealedLangevin, Corrector, Langevin
 from sde_diffusion.solvers.ddim import DDIM
 from sde_diffusion.solvers.dpmpp_2m import DPMpp2M
 from sde_diffusion.solvers.dpmpp_3m import DPMpp3M
@@ -9,11 +10,15 @@ from sde_diffusion.solvers.euler_maruyama import EulerMaruyama
 from sde_diffusion.solvers.heun import Heun
 from sde_diffusion.solvers.noise import NoiseSource, SeededNoise
 from sde_diffusion.solvers.ode import AdaptiveODE, ODESolver
+from sde_diffusion.solvers.pc import PredictorCorrector
 from sde_diffusion.solvers.per_sample_ode import PerSampleODE
+from sde_diffusion.solvers.reverse_diffusion import ReverseDiffusion
 
 SOLVERS: dict[str, type[Solver]] = {
     "em": EulerMaruyama,
     "ancestral": Ancestral,
+    "reverse_diffusion": ReverseDiffusion,
+    "pc": PredictorCorrector,
     "ddim": DDIM,
     "heun": Heun,
     "dpmpp_2m": DPMpp2M,
@@ -23,18 +28,24 @@ SOLVERS: dict[str, type[Solver]] = {
 }
 
 __all__ = [
+    "CORRECTORS",
     "DDIM",
     "SOLVERS",
     "AdaptiveODE",
     "Ancestral",
+    "AnnealedLangevin",
+    "Corrector",
     "DPMpp2M",
     "DPMpp3M",
     "EulerMaruyama",
     "GridSolver",
     "Heun",
+    "Langevin",
     "NoiseSource",
     "ODESolver",
     "PerSampleODE",
+    "PredictorCorrector",
+    "ReverseDiffusion",
     "ReverseProcess",
     "SeededNoise",
     "Solver",

@@ -5,7 +5,15 @@ from collections.abc import Callable
 import pytest
 
 from sde_diffusion.errors import InputError
-from sde_diffusion.solvers import DDIM, Heun
+from sde_diffusion.solvers import (
+    DDIM,
+    EulerMaruyama,
+    Heun,
+    Langevin,
+    ODESolver,
+    PredictorCorrector,
+    ReverseDiffusion,
+)
 
 
 @pytest.mark.parametrize(
@@ -16,6 +24,18 @@ from sde_diffusion.solvers import DDIM, Heun
         (lambda: Heun(s_churn=-1.0), "`s_churn` must be ≥ 0, got -1.0"),
         (lambda: Heun(s_tmin=2.0, s_tmax=1.0), "`s_tmax` must be > `s_tmin` = 2.0 ≥ 0, got 1.0"),
         (lambda: Heun(s_noise=0.0), "`s_noise` must be > 0, got 0.0"),
+        (lambda: ReverseDiffusion(eta=-1.0), "`eta` must be ≥ 0, got -1.0"),
+        (lambda: Langevin(snr=0.0), "`snr` must be > 0, got 0.0"),
+        (lambda: Langevin(repeats=0), "`repeats` must be > 0, got 0"),
+        (lambda: PredictorCorrector(predictor=ODESolver()), "`predictor` must be a solver with a grid, got ODESolver"),
+        (
+            lambda: PredictorCorrector(predictor=PredictorCorrector()),
+            "`predictor` must be a solver with a grid, got PredictorCorrector",
+        ),
+        (
+            lambda: PredictorCorrector(predictor=EulerMaruyama(steps=9)),
+            "`predictor` must leave `steps` and `grid` alone, got a EulerMaruyama that sets them",
+        ),
     ],
 )
 def test_bad_options(make: Callable[[], object], message: str) -> None:
