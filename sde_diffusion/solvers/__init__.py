@@ -4,8 +4,10 @@ from sde_diffusion.solvers.ancestral import Ancestral
 from sde_diffusion.solvers.base import GridSolver, ReverseProcess, Solver
 from sde_diffusion.solvers.correctors import CORRECTORS, AnnealedLangevin, Corrector, Langevin
 from sde_diffusion.solvers.ddim import DDIM
+from sde_diffusion.solvers.deis import DEIS
 from sde_diffusion.solvers.dpmpp_2m import DPMpp2M
 from sde_diffusion.solvers.dpmpp_3m import DPMpp3M
+from sde_diffusion.solvers.dpmpp_sde_2m import DPMppSDE2M
 from sde_diffusion.solvers.euler_maruyama import EulerMaruyama
 from sde_diffusion.solvers.heun import Heun
 from sde_diffusion.solvers.noise import NoiseSource, SeededNoise
@@ -13,6 +15,7 @@ from sde_diffusion.solvers.ode import AdaptiveODE, ODESolver
 from sde_diffusion.solvers.pc import PredictorCorrector
 from sde_diffusion.solvers.per_sample_ode import PerSampleODE
 from sde_diffusion.solvers.reverse_diffusion import ReverseDiffusion
+from sde_diffusion.solvers.unipc import UniPC
 
 SOLVERS: dict[str, type[Solver]] = {
     "em": EulerMaruyama,
@@ -23,6 +26,9 @@ SOLVERS: dict[str, type[Solver]] = {
     "heun": Heun,
     "dpmpp_2m": DPMpp2M,
     "dpmpp_3m": DPMpp3M,
+    "dpmpp_sde_2m": DPMppSDE2M,
+    "unipc": UniPC,
+    "deis": DEIS,
     "ode": ODESolver,
     "ode_per_sample": PerSampleODE,
 }
@@ -30,6 +36,7 @@ SOLVERS: dict[str, type[Solver]] = {
 __all__ = [
     "CORRECTORS",
     "DDIM",
+    "DEIS",
     "SOLVERS",
     "AdaptiveODE",
     "Ancestral",
@@ -37,6 +44,7 @@ __all__ = [
     "Corrector",
     "DPMpp2M",
     "DPMpp3M",
+    "DPMppSDE2M",
     "EulerMaruyama",
     "GridSolver",
     "Heun",
@@ -49,4 +57,5 @@ __all__ = [
     "ReverseProcess",
     "SeededNoise",
     "Solver",
+    "UniPC",
 ]

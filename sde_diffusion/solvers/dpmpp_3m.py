@@ -1,21 +1,12 @@
 """DPM-Solver++(3M): third order for one score evaluation per step."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
 
 from sde_diffusion.grids import LogSNRGrid, TimeGrid
 from sde_diffusion.solvers.base import GridSolver, ReverseProcess
-from sde_diffusion.solvers.exponential import History, advance
-
-
-class _Last(NamedTuple):
-    """What the last step knew: its start (x, t), and the predictions up to there."""
-
-    x: Tensor
-    t: Tensor
-    history: History
+from sde_diffusion.solvers.exponential import Last, advance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +28,8 @@ class DPMpp3M(GridSolver):
     grid: TimeGrid = LogSNRGrid()
 
     def step(
-        self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: _Last | None
-    ) -> tuple[Tensor, _Last]:
+        self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: Last | None
+    ) -> tuple[Tensor, Last]:
         """x ← (σ_n/σ) x + a_n (m_0 x̂0 + m_1 D₁ + m_2 D₂),  m_k = ∫₀¹ h e^{(s−1)h} s^k ds,
 
         where x̂0 + D₁ s + D₂ s² is the parabola, in s = (λ' − λ)/h, through this and the last two predictions.
@@ -56,4 +47,4 @@ class DPMpp3M(GridSolver):
         history = (here, *state.history[:2]) if state else (here,)
         if state and len(history) == 2:
             x = advance(sde, state.x, state.t, t, history)
-        return advance(sde, x, t, t_next, history), _Last(x, t, history)
+        return advance(sde, x, t, t_next, history), Last(x, t, history)

@@ -11,6 +11,7 @@ Reference: Lu et al. 2022, arXiv:2211.01095, eq. 9; Hochbruck & Ostermann 2010, 
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,16 @@ from torch import Tensor
 from sde_diffusion.sde import SDE
 
 History = tuple[tuple[Tensor, Tensor], ...]
-"""Known pairs of λ, (), and x̂0, (B, *D); at most four, the newest first."""
+"""Known pairs of λ, (), and x̂0 (or ε̂), (B, *D); at most four, the newest first."""
+
+
+class Last(NamedTuple):
+    """What the last step knew: its start (x, t) as corrected, and the predictions up to there."""
+
+    x: Tensor
+    t: Tensor
+    history: History
+
 
 Slope = Callable[[Tensor], Tensor]
 """h -> the weight of a linear term: m_1, or what a published method has in its place."""
