@@ -301,4 +301,4 @@ def test_a_terminal_shows_progress_with_loss_speed_and_time_left(tmp_path: Path)
     quiet = io.StringIO()
     with redirect_stderr(quiet):
         trainer_for(tmp_path / "quiet", log_every=1).run()
-    assert quiet.getvalue() == ""
+    assert "/20" not in quiet.getvalue()  # lines of the log are for a file too, a bar is not
