@@ -1,5 +1,6 @@
 """Solvers of the reverse process. A new one is a file here and a row in `SOLVERS`."""
 
+from sde_diffusion.solvers.adaptive_sde import AdaptiveSDE
 from sde_diffusion.solvers.ancestral import Ancestral
 from sde_diffusion.solvers.base import GridSolver, ReverseProcess, Solver
 from sde_diffusion.solvers.correctors import CORRECTORS, AnnealedLangevin, Corrector, Langevin
@@ -29,6 +30,7 @@ SOLVERS: dict[str, type[Solver]] = {
     "dpmpp_sde_2m": DPMppSDE2M,
     "unipc": UniPC,
     "deis": DEIS,
+    "adaptive_sde": AdaptiveSDE,
     "ode": ODESolver,
     "ode_per_sample": PerSampleODE,
 }
@@ -39,6 +41,7 @@ __all__ = [
     "DEIS",
     "SOLVERS",
     "AdaptiveODE",
+    "AdaptiveSDE",
     "Ancestral",
     "AnnealedLangevin",
     "Corrector",

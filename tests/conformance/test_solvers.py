@@ -23,6 +23,7 @@ from sde_diffusion.solvers import (
     DEIS,
     SOLVERS,
     AdaptiveODE,
+    AdaptiveSDE,
     Ancestral,
     AnnealedLangevin,
     DPMpp2M,
@@ -60,6 +61,7 @@ INSTANCES: dict[str, list[Solver]] = {
     "dpmpp_sde_2m": [DPMppSDE2M(), DPMppSDE2M(eta=0.5)],
     "unipc": [UniPC(), UniPC(variant="bh1"), UniPC(p=3)],
     "deis": [DEIS(), DEIS(order=2), DEIS(order=1)],
+    "adaptive_sde": [AdaptiveSDE()],
     "ode": [ODESolver()],
     "ode_per_sample": [PerSampleODE(), PerSampleODE(method="tsit5"), PerSampleODE(method="dop853")],
 }
@@ -235,6 +237,8 @@ def test_a_sample_does_not_depend_on_its_batch(sde: SDE, name: str, solver: Solv
     whole, alone, mated = draw(0, 100), draw(70, 2), draw(70, 2, outlier=30 * sde.prior_std)
     if isinstance(solver, AdaptiveODE):
         bound = {"rtol": 100 * solver.rtol, "atol": 100 * solver.atol}  # a hundred steps or fewer
+    elif isinstance(solver, AdaptiveSDE):
+        bound = {"rtol": 1e-8, "atol": 1e-8}  # the same hundreds of steps, between modes that part what differs
     else:
         bound = {"rtol": 1e-10, "atol": 1e-10}
     torch.testing.assert_close(whole[70:71], alone[:1], **bound)
@@ -260,6 +264,8 @@ def test_float32_in_any_shape(sde: SDE, name: str, solver: Solver, shape: tuple[
     bound = 100 * solver.atol if isinstance(solver, AdaptiveODE) else 8 * 8 * 2**-23 * 4 * sde.prior_std
     if isinstance(solver, GridSolver):
         bound *= EVALUATIONS[name] * (2**solver.order - 1)
+    elif isinstance(solver, AdaptiveSDE):
+        bound *= 40  # some hundreds of steps, the same in both
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=bound)
 
 
