@@ -17,6 +17,7 @@ from sde_diffusion.likelihood import DIVERGENCES, Divergence, Hutchinson
 from sde_diffusion.losses import TIME_SAMPLERS, WEIGHTINGS, TimeSampler, Weighting
 from sde_diffusion.model import NOISE_CONDITIONINGS, PREDICTIONS, ScoreModel
 from sde_diffusion.networks import NETWORKS, UNet
+from sde_diffusion.projections import PROJECTIONS, Clip, Projection
 from sde_diffusion.registry import lookup
 from sde_diffusion.rng import derive_seed
 from sde_diffusion.sde import BETAS, SDE, SDES, VPSDE, BetaSchedule
@@ -35,6 +36,7 @@ REGISTRIES: Registries = {
     Solver: SOLVERS,
     Corrector: CORRECTORS,
     TimeGrid: GRIDS,
+    Projection: PROJECTIONS,
     Divergence: DIVERGENCES,
 }
 
@@ -75,6 +77,7 @@ class SamplingConfig:
         t_end: Where to stop; null for `sde.t_min`.
         denoise: End with E[x_0 | x_t].
         clip: Clip every predicted x̂0 to the range of discrete data.
+        project: Another map of every predicted x̂0; null for none.
         label: Class of the samples; −1 for none.
     """
 
@@ -84,11 +87,18 @@ class SamplingConfig:
     t_end: float | None = None
     denoise: bool = True
     clip: bool = False
+    project: Projection | None = None
     label: int = -1
 
     def __post_init__(self) -> None:
         require_positive(count=self.count, batch=self.batch)
         require(self.label >= -1, f"`label` must be a class ≥ 0, or −1 for none, got {self.label}")
+        require(not self.clip or self.project is None, "`project` must be null where `clip` is true, got both")
+
+    @property
+    def projection(self) -> Projection | None:
+        """The map of x̂0."""
+        return Clip() if self.clip else self.project
 
 
 @dataclass(frozen=True, kw_only=True)

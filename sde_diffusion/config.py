@@ -208,6 +208,7 @@ def _parse_component(kind: type, value: Any, registries: Registries, path: str, 
     section = {"name": value} if isinstance(value, str) else value
     require(isinstance(section, Mapping), f"`{path}` must be a name or a section with a name, got {value!r}")
     if "name" not in section:
+        require(default is not None, f"`{path}` must name one of {', '.join(registries[kind])}, or be null")
         section = merge(plain(default, registries), section)
     name, table = section["name"], registries[kind]
     require(isinstance(name, str), f"`{path}.name` must be one of {', '.join(table)}, got {name!r}")

@@ -144,7 +144,7 @@ def _draw(loaded: Loaded, start: int, size: int, strip: "_Strip | None") -> Samp
         noise=SeededNoise(trained.config.seed, start=start, device=loaded.device),
         t_end=options.t_end,
         denoise=options.denoise,
-        project=(lambda x0: x0.clamp(-1, 1)) if options.clip else None,
+        project=options.projection,
         observer=strip.observe if strip else None,
     )
 
