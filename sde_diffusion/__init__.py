@@ -23,37 +23,70 @@ from sde_diffusion.losses import (
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.networks import MLP, UNet
 from sde_diffusion.oracle import GaussianMixture
+from sde_diffusion.projections import Clip, DynamicThreshold
 from sde_diffusion.rng import generator
 from sde_diffusion.sampling import Samples, encode, sample
 from sde_diffusion.score import ScoreFn, eps_from_score, reverse_drift, x0_from_score
 from sde_diffusion.sde import SDE, VESDE, VPSDE, CosineBeta, LinearBeta, SubVPSDE
-from sde_diffusion.solvers import Ancestral, EulerMaruyama, ODESolver, ReverseProcess, SeededNoise, Solver
+from sde_diffusion.solvers import (
+    DDIM,
+    DEIS,
+    AdaptiveSDE,
+    Ancestral,
+    AnnealedLangevin,
+    DPMpp2M,
+    DPMpp3M,
+    DPMppSDE2M,
+    EulerMaruyama,
+    Heun,
+    Langevin,
+    ODESolver,
+    PredictorCorrector,
+    ReverseDiffusion,
+    ReverseProcess,
+    SeededNoise,
+    Solver,
+    UniPC,
+)
 from sde_diffusion.training import EMA, load_checkpoint
 from sde_diffusion.version import __version__
 
 __all__ = [
+    "DDIM",
+    "DEIS",
     "EMA",
     "MLP",
     "SDE",
     "VESDE",
     "VPSDE",
+    "AdaptiveSDE",
     "Ancestral",
+    "AnnealedLangevin",
     "Batch",
+    "Clip",
     "CosineBeta",
+    "DPMpp2M",
+    "DPMpp3M",
+    "DPMppSDE2M",
     "DataSpec",
+    "DynamicThreshold",
     "EulerMaruyama",
     "ExactTrace",
     "GaussianMixture",
     "GaussianReference",
+    "Heun",
     "Hutchinson",
     "ImportanceTime",
     "InputError",
     "KarrasGrid",
+    "Langevin",
     "LikelihoodWeighting",
     "LinearBeta",
     "LogSNRGrid",
     "ODESolver",
+    "PredictorCorrector",
     "QuadraticGrid",
+    "ReverseDiffusion",
     "ReverseProcess",
     "RunError",
     "Samples",
@@ -66,6 +99,7 @@ __all__ = [
     "SubVPSDE",
     "TimeGrid",
     "UNet",
+    "UniPC",
     "UniformGrid",
     "UniformTime",
     "__version__",
