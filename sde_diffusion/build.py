@@ -73,7 +73,7 @@ class SamplingConfig:
     Attributes:
         solver: The solver and its options.
         count: Number of samples.
-        batch: Samples drawn at once; changes nothing but speed and memory.
+        batch: Samples drawn at once: a matter of speed and memory, and for `ode` of its tolerance.
         t_end: Where to stop; null for `sde.t_min`.
         denoise: End with E[x_0 | x_t].
         clip: Clip every predicted x̂0 to the range of discrete data.

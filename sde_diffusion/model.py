@@ -50,7 +50,7 @@ PREDICTIONS: dict[str, Prediction] = {"eps": predict_eps, "x0": predict_x0, "v":
 
 
 def quarter_log_snr(sde: SDE, t: Tensor) -> Tensor:
-    """c_noise = −λ/4 with λ = log(α/σ), about −2 … 2; for VE this is the log(σ)/4 of Karras et al. 2022."""
+    """c_noise = −λ/4 with λ = log(α/σ), about −2 … 2 (sub-VP: −3.5); for VE the log(σ)/4 of Karras et al. 2022."""
     return -0.25 * sde.half_log_snr(t)
 
 

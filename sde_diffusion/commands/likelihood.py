@@ -28,6 +28,7 @@ from sde_diffusion.data.arrays import Arrays
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.likelihood import GaussianReference, log_likelihood, mean_interval, probe_half_width
 from sde_diffusion.pictures import save_histogram
+from sde_diffusion.rng import derive_seed
 
 EPILOG = """\b
 Examples:
@@ -41,6 +42,7 @@ Each image is dequantised by one uniform draw that depends on the seed and its i
 stopped.
 """
 
+_REFERENCE = 0x6A0551  # purpose of random numbers
 REFERENCE_DIMS, REFERENCE_EXAMPLES = 4096, 60_000  # what a full covariance is affordable for
 
 
@@ -80,7 +82,9 @@ def likelihood(
     )
     options = {f"likelihood__{key}": given[key] for key in ("split", "start", "limit", "rtol", "atol", "batch")}
     trace = {f"likelihood__divergence__{key}": given[key] for key in ("probes", "distribution")}
-    named = ["likelihood.divergence.name=exact"] if exact else []
+    require(not (data_file and given["split"]), "--file and --split exclude each other; drop one")
+    kind = "exact" if exact else "hutchinson" if given["probes"] or given["distribution"] else None
+    named = as_assignments(likelihood__divergence__name=kind)
     overrides = [*named, *assignments, *as_assignments(**options, **trace, seed=seed)]
     loaded = load(checkpoint, config_file, overrides, device=device, ema=ema)
     config = loaded.trained.config
@@ -246,6 +250,7 @@ def _file_dataset(file: Path, trained: Trained) -> Dataset:
 def _fit_reference(trained: Trained) -> GaussianReference | None:
     config: Config = trained.config
     if trained.spec.dims > REFERENCE_DIMS:
+        click.echo(f"no Gaussian beside it: {trained.spec.dims} dimensions are more than {REFERENCE_DIMS}", err=True)
         return None
     try:
         train = config.data.load("train")
@@ -253,5 +258,8 @@ def _fit_reference(trained: Trained) -> GaussianReference | None:
         raise InputError(
             f"the Gaussian needs the training split ({error}), or leave it out by --no-reference"
         ) from None
-    rows = [batch.x for _, batch in sweep(train, batch=1024, seed=config.seed, limit=REFERENCE_EXAMPLES)]
+    if len(train) > REFERENCE_EXAMPLES:
+        click.echo(f"the Gaussian is fitted to the first {REFERENCE_EXAMPLES} of {len(train)} examples", err=True)
+    seed = derive_seed(config.seed, _REFERENCE)  # noise of its own: the scored examples have that of config.seed
+    rows = [batch.x for _, batch in sweep(train, batch=1024, seed=seed, limit=REFERENCE_EXAMPLES)]
     return GaussianReference.fit(torch.cat(rows))

@@ -36,7 +36,9 @@ Examples:
   python cli.py sample --set sampling.solver.variance=large --solver ancestral
 
 \b
-Sample i depends on the seed and on i, not on --batch. A killed run goes on where it stopped.
+Sample i depends on the seed and on i, not on --batch: exactly but for rounding, and to its tolerance for `ode`, whose
+steps the batch shares (`ode_per_sample` has its own for each). A killed run goes on where it stopped. The picture shows
+the first 100 samples, samples.npz all.
 """
 
 FRAMES, ROWS, POINTS = 10, 8, 1000  # of the denoising strip: times, and samples where they are images or not
@@ -97,7 +99,7 @@ def _run(loaded: Loaded, folder: Path, trajectory: bool, extra: dict[str, Any]) 
     facts = loaded.facts() | extra
     fixed = {key: value for key, value in facts.items() if key not in ("checkpoint", "config")} | {
         "seed": trained.config.seed,
-        "sampling": {k: v for k, v in facts["config"]["sampling"].items() if k not in ("count", "batch")},
+        "sampling": {k: v for k, v in facts["config"]["sampling"].items() if k != "count"},
     }
     store, strip = GrowingArrays(make_folder(folder) / "samples.npz", fixed), _Strip(trained)
     _draw_all(loaded, store, strip if trajectory else None)

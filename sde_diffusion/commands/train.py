@@ -27,7 +27,8 @@ The same command again resumes the run where its newest checkpoint stands. Ctrl-
 FREE = (
     *("training.steps", "training.keep", "training.workers", "training.validation_examples"),
     *("training.log_every", "training.validate_every", "training.sample_every", "training.save_every"),
-    *("training.preview", "training.preview_count", "data.root", "data.download", "sampling", "likelihood"),
+    *("training.preview", "training.preview_count", "sampling", "likelihood"),
+    *("data.root", "data.download", "data.file", "data.test", "data.labels", "data.test_labels"),
 )
 
 
@@ -49,7 +50,8 @@ def train(
     named = as_assignments(sde__name=sde)  # before the options that belong to it
     config = read_config(config_file, [*named, *assignments, *as_assignments(training__steps=steps, seed=seed)])
     raw = plain_config(config)
-    folder = RunFolder(out or RUNS / f"{raw['data']['name']}_{raw['sde']['name']}")
+    name = f"{raw['data']['name']}_{raw['sde']['name']}" if config_file is None else config_file.stem
+    folder = RunFolder(out or RUNS / name)
     target = choose_device(device)
     if dry_run:
         show_config(raw)
@@ -95,5 +97,7 @@ def _same_run(old: Raw, new: Raw, folder: RunFolder) -> None:
                 f"the run {folder.path} was started with {key} = {before}, not {after}; resume it with its own "
                 f"{folder.path / 'config.yaml'}, or choose another --out"
             )
+        if key == "training.steps" and new["training"]["decay"] == "cosine":
+            click.echo(f"the learning rate now falls over {after} steps, not {before}: another run from here on")
         if key.startswith("data."):
             click.echo(f"{key} was {before} and is now {after}; taken to be the same data", err=True)

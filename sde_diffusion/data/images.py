@@ -130,9 +130,14 @@ def _files(root: Path) -> list[Path]:
     """The images in `root` and below, without hidden files, in the order of their keys."""
     require(root.is_dir(), f"image folder {root} must exist and be a folder; check `data.root`")
     require(os.access(root, os.R_OK | os.X_OK), f"image folder {root} cannot be read; check its permissions")
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"image folder {error.filename} cannot be read: {error.strerror}; check its permissions")
+
     files = [
         file
-        for file in root.rglob("*")
+        for folder, _, names in os.walk(root, onerror=refuse)
+        for file in (Path(folder, name) for name in names)
         if file.suffix.lower() in SUFFIXES
         and not any(part.startswith(".") for part in file.relative_to(root).parts)
         and file.is_file()

@@ -146,6 +146,8 @@ class Trainer:
                 rows["images_per_second"] = speed.rate(self.step)
                 bar.set_postfix_str(f"loss {rows['loss']:.4g}, {rows['images_per_second']:.0f} img/s")
             with speed.paused():
+                if self._due("validate") or self._due("sample"):
+                    _ = self.window.sums  # stop at a non-finite loss before its weights are shown
                 if self._due("validate"):
                     rows |= self.validate()
                     logger.info("step %d: validation loss %.4f", self.step, rows["validation_loss"])
@@ -213,7 +215,7 @@ class Trainer:
         window = LossWindow(self.model.sde.t_max)
         window.add(self.step, DSMLoss(torch.cat(losses), torch.cat(errors), torch.cat(times)), torch.zeros(()))
         report = window.report()
-        return {"validation_loss": report["loss"], "validation_error_by_t": report["error_by_t"]}
+        return {f"validation_{key}": report[key] for key in ("loss", "error_by_t", "loss_by_t")}
 
     def draw_preview(self) -> None:
         """A picture of samples by the EMA weights from noise that is the same at every step."""

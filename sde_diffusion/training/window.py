@@ -20,7 +20,7 @@ class LossWindow:
     def __init__(self, t_max: float) -> None:
         self._t_max = t_max
         self._held: list[tuple[int, DSMLoss, Tensor]] = []
-        self._sums = torch.zeros(4 + 2 * BINS, dtype=torch.float64)
+        self._sums = torch.zeros(4 + 3 * BINS, dtype=torch.float64)
 
     def add(self, step: int, terms: DSMLoss, grad_norm: Tensor) -> None:
         """Take in step `step`, counted from 0: its terms, each (B,), and the gradient's norm before clipping, ().
@@ -54,11 +54,16 @@ class LossWindow:
             RunError: As `sums`.
         """
         samples, loss, steps, norm, *bins = self.sums.tolist()
+        counts, errors, losses = bins[:BINS], bins[BINS : 2 * BINS], bins[2 * BINS :]
         self._sums.zero_()
         if not steps:
             return {}
-        by_time = [error / count if count else None for count, error in zip(bins[:BINS], bins[BINS:], strict=True)]
-        return {"loss": loss / samples, "grad_norm": norm / steps, "error_by_t": by_time}
+        return {
+            "loss": loss / samples,
+            "grad_norm": norm / steps,
+            "error_by_t": [error / count if count else None for count, error in zip(counts, errors, strict=True)],
+            "loss_by_t": [loss / count if count else None for count, loss in zip(counts, losses, strict=True)],
+        }
 
     def _fold(self) -> None:
         """Move what is held to the sums, step by step, so that the rounding does not depend on when this is done."""
@@ -73,7 +78,8 @@ class LossWindow:
             bins = (t * (BINS / self._t_max)).long().clamp(0, BINS - 1)
             self._sums[:4] += torch.stack([torch.tensor(len(t)), loss.double().sum(), torch.tensor(1), norm.double()])
             self._sums[4 : 4 + BINS] += torch.bincount(bins, minlength=BINS)
-            self._sums[4 + BINS :] += torch.bincount(bins, weights=error.double(), minlength=BINS)
+            self._sums[4 + BINS : 4 + 2 * BINS] += torch.bincount(bins, weights=error.double(), minlength=BINS)
+            self._sums[4 + 2 * BINS :] += torch.bincount(bins, weights=loss.double(), minlength=BINS)
         self._held.clear()
 
 
@@ -87,6 +93,6 @@ def _check_finite(step: int, loss: Tensor, t: Tensor, norm: Tensor) -> None:
     else:
         return
     raise RunError(
-        f"training stopped in step {step + 1}: {what}. The last checkpoint is sound. Start a new run with a lower "
-        f"training.learning_rate, training.clip = 1, training.precision = float32, or a larger sde.t_min"
+        f"training stopped in step {step + 1}: {what}. The last checkpoint, if there is one, is sound. Start a new run "
+        f"with a lower training.learning_rate, training.clip = 1, training.precision = float32, or a larger sde.t_min"
     )
