@@ -38,10 +38,11 @@ Examples:
 \b
 Sample i depends on the seed and on i, not on --batch: exactly but for rounding, and to its tolerance for `ode`, whose
 steps the batch shares (`ode_per_sample` has its own for each). A killed run goes on where it stopped. The picture shows
-the first 100 samples, samples.npz all.
+the first 100 images or 5000 points, samples.npz all.
 """
 
-FRAMES, ROWS, POINTS = 10, 8, 1000  # of the denoising strip: times, and samples where they are images or not
+FRAMES, ROWS = 10, 8  # of the denoising strip: times and images
+PICTURED, POINTS = 100, 5000  # most samples in a picture: images, and points of other data
 
 
 @click.command(epilog=EPILOG, short_help="Draw samples from a model.")
@@ -108,7 +109,7 @@ def _run(loaded: Loaded, folder: Path, trajectory: bool, extra: dict[str, Any]) 
     seconds, nfe = time.perf_counter() - clock, store.arrays["nfe"][: options.count]
     store.finish(without=("nfe",))
     samples = torch.from_numpy(store.arrays["samples"])[: options.count]
-    save_samples(folder / "samples.png", spec, samples[:100])
+    save_samples(folder / "samples.png", spec, samples[: PICTURED if spec.is_image else POINTS])
     if trajectory:
         strip.save(folder / "trajectory.png")
     write_json(
