@@ -112,6 +112,8 @@ class Hutchinson(Divergence):
         distribution: Of v: ±1 or N(0, I).
 
     Cost: one vjp per probe.
+
+    Reference: Hutchinson 1990; Song et al. 2021, arXiv:2011.13456, eq. 40.
     """
 
     exact = False
@@ -156,6 +158,8 @@ class ExactTrace(Divergence):
             asks nothing of the network; more fills a GPU when samples are few, for memory in proportion.
 
     Cost: D vjps.
+
+    Reference: Chen et al. 2018, arXiv:1806.07366, theorem 1.
     """
 
     exact = True

@@ -90,6 +90,8 @@ class ODESolver(AdaptiveODE):
         max_steps: Steps tried, accepted or not, before the solve is given up.
 
     Cost: 2 + 6 score evaluations per step tried for `dopri5`.
+
+    Reference: Song et al. 2021, arXiv:2011.13456, eq. 13; Dormand & Prince 1980 for `dopri5`.
     """
 
     order = 5
