@@ -1,7 +1,5 @@
 """`likelihood`: bits/dim of data under a trained model."""
 
-import dataclasses
-import hashlib
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,8 +21,8 @@ from sde_diffusion.commands.common import (
     show_config,
     write_json,
 )
-from sde_diffusion.data import Batch, Dataset, TensorDataset, sweep
-from sde_diffusion.data.arrays import Arrays
+from sde_diffusion.commands.examples import file_facts, open_examples
+from sde_diffusion.data import Batch, Dataset, sweep
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.likelihood import GaussianReference, log_likelihood, mean_interval, probe_half_width
 from sde_diffusion.pictures import save_histogram
@@ -92,13 +90,11 @@ def likelihood(
     if dry_run:
         show_config({"seed": config.seed, "likelihood": plain_config(config)["likelihood"]})
         return
-    dataset = _file_dataset(data_file, loaded.trained) if data_file else _split(loaded.trained)
+    dataset = open_examples(loaded.trained, config.likelihood.split, data_file)
     what = data_file.stem if data_file else config.likelihood.split
     folder = out or loaded.folder / f"likelihood_{what}_seed{config.seed}"
-    source = (
-        {"file": str(data_file), "file_sha256": hashlib.sha256(data_file.read_bytes()).hexdigest()} if data_file else {}
-    )
-    _score(loaded, dataset, reference, folder, {"ema": ema, "split": what, "seed": config.seed} | source)
+    source = file_facts(data_file) | {"ema": ema, "split": what, "seed": config.seed}
+    _score(loaded, dataset, reference, folder, source)
 
 
 def _score(loaded: Loaded, dataset: Dataset, reference: bool, folder: Path, extra: dict[str, Any]) -> None:
@@ -222,29 +218,6 @@ def _print(trained: Trained, report: dict[str, Any], what: str, seconds: float) 
 def _with_error(report: dict[str, Any], prefix: str) -> str:
     half_width = report[f"{prefix}half_width"]
     return f"{report[f'{prefix}bits_per_dim']:.4f}" + ("" if half_width is None else f" ± {half_width:.4f}")
-
-
-def _split(trained: Trained) -> Dataset:
-    dataset = trained.config.data.load(trained.config.likelihood.split)
-    require(
-        dataset.spec.to_dict() == trained.spec.to_dict(),
-        f"the data of {trained.spec.name} have changed since the model was trained: {dataset.spec} now, "
-        f"{trained.spec} then",
-    )
-    return dataset
-
-
-def _file_dataset(file: Path, trained: Trained) -> Dataset:
-    """All examples of a file, in the units of the model's data."""
-    spec = dataclasses.replace(trained.spec, classes=())
-    kind = "continuous values" if spec.levels is None else f"integers from 0 to {spec.levels - 1}"
-    try:
-        found = Arrays(file=str(file), test=str(file), levels=spec.levels).load("test")
-        require(found.spec.shape == spec.shape, f"{file} holds examples of shape {found.spec.shape}")
-        require((found.spec.levels is None) == (spec.levels is None), f"{file} holds integers")
-    except InputError as error:
-        raise InputError(f"{error}; the model takes examples of shape {spec.shape}, {kind}") from None
-    return TensorDataset(spec, found.fetch(torch.arange(len(found)))[0])
 
 
 def _fit_reference(trained: Trained) -> GaussianReference | None:
