@@ -13,7 +13,7 @@ from sde_diffusion.data import DATASETS, DataSource, DataSpec
 from sde_diffusion.data.digits import Digits
 from sde_diffusion.errors import InputError, require, require_positive
 from sde_diffusion.grids import GRIDS, TimeGrid
-from sde_diffusion.likelihood import DIVERGENCES, Divergence, Hutchinson
+from sde_diffusion.likelihood import DEQUANTISATIONS, DIVERGENCES, Dequantisation, Divergence, Hutchinson
 from sde_diffusion.losses import TIME_SAMPLERS, WEIGHTINGS, TimeSampler, Weighting
 from sde_diffusion.model import NOISE_CONDITIONINGS, PREDICTIONS, ScoreModel
 from sde_diffusion.networks import NETWORKS, UNet
@@ -38,6 +38,7 @@ REGISTRIES: Registries = {
     TimeGrid: GRIDS,
     Projection: PROJECTIONS,
     Divergence: DIVERGENCES,
+    Dequantisation: DEQUANTISATIONS,
 }
 
 

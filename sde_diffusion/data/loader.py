@@ -128,10 +128,15 @@ def sweep(
         values, labels = dataset.fetch(torch.arange(first, first + count))
         u = None
         if dequantise and spec.levels is not None:
-            u = SampleStream(seed, _SWEEP, start=first, count=count, device=device).uniform(spec.shape)
+            u = dequantisation_stream(seed, start=first, count=count, device=device).uniform(spec.shape)
         return Batch(spec.to_model(values.to(device), u), None if labels is None else labels.to(device))
 
     return ((first, read(first)) for first in range(start, stop, batch))
+
+
+def dequantisation_stream(seed: int, *, start: int, count: int, device: torch.device | str = "cpu") -> SampleStream:
+    """Random numbers of the examples `start` … `start` + `count` − 1; their first uniform draw is the u of `sweep`."""
+    return SampleStream(seed, _SWEEP, start=start, count=count, device=device)
 
 
 class _Reader(TorchDataset[Raw | InputError]):

@@ -1,20 +1,38 @@
-"""Log-likelihoods of a score model. A new trace estimator is a class here and a row in `DIVERGENCES`."""
+"""Log-likelihoods of a score model.
 
+A new trace estimator is a class here and a row in `DIVERGENCES`, a new dequantisation one in `DEQUANTISATIONS`.
+"""
+
+from sde_diffusion.likelihood.dequantisation import (
+    Dequantisation,
+    Dequantised,
+    TruncatedNormal,
+    UniformDequantisation,
+)
 from sde_diffusion.likelihood.divergence import Divergence, ExactTrace, Hutchinson
 from sde_diffusion.likelihood.flow import Likelihood, log_likelihood
 from sde_diffusion.likelihood.gaussian import GaussianReference
 from sde_diffusion.likelihood.summary import Interval, mean_interval, probe_half_width
 
 DIVERGENCES: dict[str, type[Divergence]] = {"hutchinson": Hutchinson, "exact": ExactTrace}
+DEQUANTISATIONS: dict[str, type[Dequantisation]] = {
+    "uniform": UniformDequantisation,
+    "truncated_normal": TruncatedNormal,
+}
 
 __all__ = [
+    "DEQUANTISATIONS",
     "DIVERGENCES",
+    "Dequantisation",
+    "Dequantised",
     "Divergence",
     "ExactTrace",
     "GaussianReference",
     "Hutchinson",
     "Interval",
     "Likelihood",
+    "TruncatedNormal",
+    "UniformDequantisation",
     "log_likelihood",
     "mean_interval",
     "probe_half_width",
