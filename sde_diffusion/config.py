@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
-from sde_diffusion.errors import InputError, require
+from sde_diffusion.errors import InputError, UnknownKeyError, require
 from sde_diffusion.registry import lookup, suggest
 
 T = TypeVar("T")
@@ -163,7 +163,8 @@ def _parse_options(schema: Callable[..., Any], raw: Any, registries: Registries,
             row = _row(schema, registries)
             owner = f" of {row!r}" if row else ""
             rest = suggest(str(key), known) if known else "; it has no options"
-            raise InputError(f"unknown config key {_join(path, key)!r}{owner}{rest}")
+            dotted = _join(path, key)
+            raise UnknownKeyError(f"unknown config key {dotted!r}{owner}{rest}", key=dotted, owner=row, known=known)
     return {
         key: _parse_value(known[key].annotation, value, registries, _join(path, key), known[key].default)
         for key, value in raw.items()

@@ -12,6 +12,20 @@ class InputError(ValueError):
     """Input that cannot work: a bad value, file, name or combination. The message is meant for the user."""
 
 
+class UnknownKeyError(InputError):
+    """A key that a section of a config does not have.
+
+    Attributes:
+        key: Its dotted path.
+        owner: The row whose section it is, if it is one's.
+        known: The keys that there are.
+    """
+
+    def __init__(self, message: str, *, key: str, owner: str | None, known: Iterable[str]) -> None:
+        super().__init__(message)
+        self.key, self.owner, self.known = key, owner, tuple(known)
+
+
 class RunError(RuntimeError):
     """A run that had to stop although its input was sound, e.g. at a non-finite loss. The message is for the user."""
 

@@ -125,7 +125,20 @@ BAD: dict[str, tuple[Given, str]] = {
     ),
     "option of another solver": (
         lambda d, t, c: ["sample", t, "--solver", "ode", "--steps", 3],
-        "unknown config key 'sampling.solver.steps' of 'ode'",
+        "--steps is no option of the solver 'ode'; its options: --rtol, --atol, and by --set sampling.solver.NAME",
+    ),
+    "option of a solver with a grid": (
+        lambda d, t, c: ["sample", t, "--solver", "ddim", "--rtol", 1e-3],
+        "--rtol is no option of the solver 'ddim'; its options: --steps, --grid, and by --set "
+        "sampling.solver.NAME=VALUE: eta; --rtol goes with adaptive_sde, ode",
+    ),
+    "option of no solver": (
+        lambda d, t, c: ["sample", t, "--set", "sampling.solver.stepz=3", "--steps", 4, "--solver", "em"],
+        "unknown config key 'sampling.solver.stepz' of 'em'; did you mean 'steps'? known: steps, grid, eta",
+    ),
+    "option of another solver by its key": (
+        lambda d, t, c: ["sample", t, "--solver", "ode", "--set", "sampling.solver.steps=3"],
+        "unknown config key 'sampling.solver.steps' of 'ode'; ",
     ),
     "unknown split": (lambda d, t, c: ["likelihood", t, "--split", "tset"], "must be one of train, validation, test"),
     "unknown distribution": (lambda d, t, c: ["likelihood", t, "--distribution", "normal"], "rademacher, gaussian"),

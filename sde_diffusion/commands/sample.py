@@ -21,11 +21,11 @@ from sde_diffusion.commands.common import (
     show_config,
     write_json,
 )
-from sde_diffusion.grids import GRIDS
+from sde_diffusion.commands.solving import naming_flags, solver_assignments, solver_options
 from sde_diffusion.pictures import save_samples, save_strip
 from sde_diffusion.sampling import Samples
 from sde_diffusion.sampling import sample as draw
-from sde_diffusion.solvers import SOLVERS, SeededNoise
+from sde_diffusion.solvers import SeededNoise
 
 EPILOG = """\b
 Examples:
@@ -47,11 +47,7 @@ PICTURED, POINTS = 100, 5000  # most samples in a picture: images, and points of
 
 @click.command(epilog=EPILOG, short_help="Draw samples from a model.")
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
-@click.option("--solver", help=f"{', '.join(SOLVERS)}. Default: the config's.")
-@click.option("--steps", type=int, help="Steps of a fixed-grid solver.")
-@click.option("--grid", help=f"Its time grid: {', '.join(GRIDS)}.")
-@click.option("--rtol", type=float, help="Relative tolerance of an adaptive solver.")
-@click.option("--atol", type=float, help="Absolute tolerance of an adaptive solver.")
+@solver_options
 @click.option("--t-end", type=float, help="Time to stop at. Default: sde.t_min.")
 @click.option("--denoise/--no-denoise", default=None, help="End with the mean of the clean data (default).")
 @click.option("--clip/--no-clip", default=None, help="Clip predicted clean images to the data range.")
@@ -75,15 +71,9 @@ def sample(
 ) -> None:
     """Draw samples from CHECKPOINT, a file or a run's folder; from the newest run without one."""
     options = {f"sampling__{key}": given[key] for key in ("t_end", "denoise", "clip", "count", "batch", "label")}
-    solver = {f"sampling__solver__{key}": given[key] for key in ("steps", "grid", "rtol", "atol")}
-    named = as_assignments(sampling__solver__name=given["solver"])
-    loaded = load(
-        checkpoint,
-        config_file,
-        [*named, *assignments, *as_assignments(**options, **solver, seed=seed)],
-        device=device,
-        ema=ema,
-    )
+    overrides = [*solver_assignments(given, assignments), *as_assignments(**options, seed=seed)]
+    with naming_flags(given):
+        loaded = load(checkpoint, config_file, overrides, device=device, ema=ema)
     config = loaded.trained.config
     click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}")
     if dry_run:
