@@ -125,6 +125,11 @@ class GridSolver(Solver):
     def __post_init__(self) -> None:
         require_positive(steps=self.steps)
 
+    @property
+    def evaluations(self) -> int:
+        """Score evaluations of a step."""
+        return 1
+
     @abstractmethod
     def step(self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: Any) -> tuple[Tensor, Any]:
         """The state at `t_next`, and what the next step should know (None at the start)."""

@@ -26,6 +26,7 @@ class Heun(GridSolver):
     """
 
     order = 2
+    evaluations = 2
 
     steps: int = 18
     grid: TimeGrid = KarrasGrid()

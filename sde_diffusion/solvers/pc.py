@@ -52,6 +52,11 @@ class PredictorCorrector(GridSolver):
     def order(self) -> int:
         return self.predictor.order if self.predictor is not None else 0
 
+    @property
+    def evaluations(self) -> int:
+        predictor = self.predictor
+        return self.corrector.repeats + (predictor.evaluations if isinstance(predictor, GridSolver) else 0)
+
     def step(self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: Any) -> tuple[Tensor, Any]:
         """x ← predict(correct(x, t), t, t_next).
 

@@ -207,6 +207,7 @@ def test_evaluations_are_counted(sde: SDE, name: str, solver: Solver) -> None:
     result = sample(score, sde, short(solver), (3, 2), noise=SeededNoise(0, dtype=torch.float64))
     assert result.nfe == len(calls)
     if isinstance(solver, GridSolver):
+        assert solver.evaluations == EVALUATIONS[name]
         assert result.nfe == 8 * EVALUATIONS[name] + 1  # and the final denoising
     assert all(sde.t_min <= float(t.min()) <= float(t.max()) <= sde.t_max for t in calls)
 
