@@ -6,21 +6,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sde_diffusion.grids import LogSNRGrid, TimeGrid
 from sde_diffusion.sde import SDE
-from sde_diffusion.solvers.base import GridSolver, ReverseProcess
-from sde_diffusion.solvers.exponential import History, Last, weights
+from sde_diffusion.solvers.base import ReverseProcess
+from sde_diffusion.solvers.exponential import History, Last, Multistep, follow, weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class DEIS(GridSolver):
+class DEIS(Multistep):
     """The flow d(x/a) = ε̂ d(σ/a), integrated exactly for the polynomial in λ through the last `order` values of ε̂.
 
     Order 1 is DDIM. For order 3 the first step is taken anew, at no evaluation, once ε̂ at its end is known. The paper
     also has polynomials in t, which extrapolate far where a grid is uneven in t.
 
     Attributes:
-        order: Values of ε̂ that a step uses.
+        order: Values of ε̂ that a step uses; a last step that is always lowered leaves order 2 of 3.
 
     Cost: one score evaluation per step.
 
@@ -29,8 +28,6 @@ class DEIS(GridSolver):
 
     stochastic = False
 
-    steps: int = 20
-    grid: TimeGrid = LogSNRGrid()
     order: Literal[1, 2, 3] = 3
 
     def step(
@@ -53,7 +50,8 @@ class DEIS(GridSolver):
         history = (here, *state.history[: self.order - 1]) if state else (here,)
         if state and len(history) == 2 < self.order:
             x = _advance(sde, state.x, state.t, t, history)
-        return _advance(sde, x, t, t_next, history), Last(x, t, history)
+        used = history[: self.allowed(self.order, state)]
+        return _advance(sde, x, t, t_next, used), follow(state, x, t, history, len(used))
 
 
 def _advance(sde: SDE, x: Tensor, t: Tensor, t_next: Tensor, history: History) -> Tensor:

@@ -5,15 +5,14 @@ from typing import Literal
 
 from torch import Tensor
 
-from sde_diffusion.grids import LogSNRGrid, TimeGrid
-from sde_diffusion.solvers.base import GridSolver, ReverseProcess
-from sde_diffusion.solvers.exponential import History, advance, exact_slope, midpoint_slope
+from sde_diffusion.solvers.base import ReverseProcess
+from sde_diffusion.solvers.exponential import Last, Multistep, advance, exact_slope, follow, midpoint_slope
 
 SLOPES = {"midpoint": midpoint_slope, "heun": exact_slope}
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMpp2M(GridSolver):
+class DPMpp2M(Multistep):
     """Integrates the flow exactly for an x̂0 that is linear in λ, through this and the last prediction.
 
     Attributes:
@@ -27,13 +26,11 @@ class DPMpp2M(GridSolver):
     order = 2
     stochastic = False
 
-    steps: int = 20
-    grid: TimeGrid = LogSNRGrid()
     rule: Literal["midpoint", "heun"] = "midpoint"
 
     def step(
-        self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: History | None
-    ) -> tuple[Tensor, History]:
+        self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: Last | None
+    ) -> tuple[Tensor, Last]:
         """In λ = log(a/σ), with x̂0 extrapolated from this and the last step, here at the midpoint:
 
             x ← (σ_n/σ) x − a_n (e^{−h} − 1) D,    h = λ_n − λ,    D = x̂0 + (h / 2h_prev) (x̂0 − x̂0_prev)
@@ -43,11 +40,13 @@ class DPMpp2M(GridSolver):
         Args:
             x: State at `t`, (B, *D).
             t, t_next: Times, () float64.
-            state: λ and x̂0 of the last step, or None at the start.
+            state: Of the last step, or None at the start.
 
         Returns:
-            State at `t_next`, (B, *D), and this step's λ and x̂0.
+            State at `t_next`, (B, *D), and the new history.
         """
         here = (process.sde.half_log_snr(t), process.x0(x, t))
-        history = (here, *(state or ()))
-        return advance(process.sde, x, t, t_next, history, slope=SLOPES[self.rule]), (here,)
+        history = (here, *state.history) if state else (here,)
+        history = history[: self.allowed(2, state)]
+        x_next = advance(process.sde, x, t, t_next, history, slope=SLOPES[self.rule])
+        return x_next, follow(state, x, t, (here,), len(history))

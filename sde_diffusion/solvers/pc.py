@@ -1,6 +1,6 @@
 """Predictor–corrector sampling: any solver's steps with Langevin steps between them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -72,4 +72,5 @@ class PredictorCorrector(GridSolver):
         if self.predictor is None:
             return x, None
         assert isinstance(self.predictor, GridSolver)
-        return self.predictor.step(process, x, t, t_next, state)
+        predictor = replace(self.predictor, steps=self.steps)  # one that lowers its last orders counts them
+        return predictor.step(process, x, t, t_next, state)

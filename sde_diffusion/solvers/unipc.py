@@ -5,13 +5,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from sde_diffusion.grids import LogSNRGrid, TimeGrid
-from sde_diffusion.solvers.base import GridSolver, ReverseProcess
-from sde_diffusion.solvers.exponential import Last, advance, midpoint_slope
+from sde_diffusion.solvers.base import ReverseProcess
+from sde_diffusion.solvers.exponential import Last, Multistep, advance, follow, midpoint_slope
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniPC(GridSolver):
+class UniPC(Multistep):
     """Predicts through the last p values of x̂0, then corrects through these and the new one.
 
     The correction raises order p by one; the first step, which is predicted with order 1, keeps the whole at 3.
@@ -26,13 +25,14 @@ class UniPC(GridSolver):
     Reference: Zhao et al. 2023, arXiv:2302.04867, Algorithms 5–8.
     """
 
-    order = 3
     stochastic = False
 
-    steps: int = 20
-    grid: TimeGrid = LogSNRGrid()
     p: Literal[2, 3] = 2
     variant: Literal["bh1", "bh2"] = "bh2"
+
+    @property
+    def order(self) -> int:
+        return 2 if self.lower_final == "always" else 3
 
     def step(
         self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: Last | None
@@ -53,9 +53,11 @@ class UniPC(GridSolver):
         here = (sde.half_log_snr(t), process.x0(x, t))
         history = (here, *state.history) if state else (here,)
         if state:
-            x = advance(sde, state.x, state.t, t, history, slope=slope)
+            x = advance(sde, state.x, state.t, t, history[: state.used + 1], slope=slope)
         history = history[: self.p]
-        return advance(sde, x, t, t_next, history, slope=slope), Last(x, t, history)
+        used = history[: self.allowed(self.p, state)]
+        x_next = advance(sde, x, t, t_next, used, slope=slope)
+        return x_next, follow(state, x, t, history, len(used))
 
 
 def _half(h: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ INSTANCES: dict[str, list[Solver]] = {
     "ddim": [DDIM(), DDIM(eta=0.5), DDIM(eta=1.0)],
     "heun": [Heun(), Heun(s_churn=20.0)],
     "dpmpp_2m": [DPMpp2M(), DPMpp2M(rule="heun")],
-    "dpmpp_3m": [DPMpp3M()],
+    "dpmpp_3m": [DPMpp3M(), DPMpp3M(rule="midpoint"), DPMpp3M(rule="heun")],
     "dpmpp_sde_2m": [DPMppSDE2M(), DPMppSDE2M(eta=0.5)],
     "unipc": [UniPC(), UniPC(variant="bh1"), UniPC(p=3)],
     "deis": [DEIS(), DEIS(order=2), DEIS(order=1)],

@@ -2,6 +2,8 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,20 @@ from torch import Tensor
 
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
-from sde_diffusion.sde import SDE
-from sde_diffusion.solvers import DDIM, DEIS, DPMpp2M, DPMpp3M, DPMppSDE2M, GridSolver, ReverseProcess, UniPC
+from sde_diffusion.sde import SDE, VPSDE
+from sde_diffusion.solvers import (
+    DDIM,
+    DEIS,
+    SOLVERS,
+    DPMpp2M,
+    DPMpp3M,
+    DPMppSDE2M,
+    GridSolver,
+    PredictorCorrector,
+    ReverseProcess,
+    UniPC,
+)
+from sde_diffusion.solvers.exponential import SHORT, Multistep, advance
 from tests.conftest import f64
 from tests.solvers.reference import GivenNoise
 
@@ -131,3 +145,60 @@ def test_polynomials_of_the_order_are_integrated_exactly(solver: GridSolver, sde
     else:
         exact = sde.std(TIMES[-1]) * (x / sde.std(TIMES[-2]) + (integrand * torch.exp(mu)).sum())
     torch.testing.assert_close(found, exact, **CLOSE)
+
+
+MULTISTEP = [kind() for kind in SOLVERS.values() if issubclass(kind, Multistep)]
+
+
+def last_steps(solver: Any, sde: SDE, steps: int) -> tuple[Tensor, Tensor]:
+    """The end of a run of so many steps, and of one whose last step knows nothing of those before."""
+    x, oracle = first_state(sde)
+    times, draws = torch.linspace(0.8, 0.3, steps + 1, dtype=torch.float64), [torch.ones_like(x)] * (steps + 1)
+    process, state = ReverseProcess(sde, oracle.score, noise=GivenNoise(draws)), None
+    for t, t_next in itertools.pairwise(times):
+        x, state = replace(solver, steps=steps).step(process, x, t, t_next, state)
+    assert state is not None
+    if isinstance(solver, UniPC):  # it has x̂0 of the state before its correction
+        return x, advance(sde, state.x, times[-2], times[-1], state.history[:1])
+    return x, solver.step(process, state.x, times[-2], times[-1], None)[0]
+
+
+@pytest.mark.parametrize("solver", MULTISTEP, ids=str)
+def test_the_last_step_of_a_short_run_is_of_first_order(solver: Any, sde: SDE) -> None:
+    """Under 15 steps, or always, or never."""
+    for steps, lower_final, lowered in [
+        (SHORT - 1, "short", True),
+        (SHORT, "short", False),
+        (4, "never", False),
+        (SHORT, "always", True),
+    ]:
+        found, alone = last_steps(replace(solver, lower_final=lower_final), sde, steps)
+        if lowered:
+            torch.testing.assert_close(found, alone, **CLOSE)
+        else:
+            assert (found - alone).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize(("lower_final", "used"), [("short", [1, 2, 3, 3, 2, 1]), ("never", [1, 2, 3, 3, 3, 3])])
+@pytest.mark.parametrize("solver", [DPMpp3M(), DEIS(), UniPC(p=3)], ids=str)
+def test_predictions_that_each_step_uses(solver: Any, lower_final: str, used: list[int]) -> None:
+    sde, found, state = VPSDE(), [], None
+    x, oracle = first_state(sde)
+    process = ReverseProcess(sde, oracle.score)
+    solver = replace(solver, steps=6, lower_final=lower_final)
+    for t, t_next in itertools.pairwise(torch.linspace(0.8, 0.2, 7, dtype=torch.float64)):
+        x, state = solver.step(process, x, t, t_next, state)
+        found.append(state.used)
+    assert found == used
+
+
+def test_a_predictor_knows_how_many_steps_there_are() -> None:
+    """Without that, one that always lowers its last step would lower those after its own default number."""
+    sde, state, used = VPSDE(), None, []
+    x, oracle = first_state(sde)
+    process = ReverseProcess(sde, oracle.score, noise=GivenNoise([torch.zeros_like(x)] * 30))
+    solver = PredictorCorrector(predictor=UniPC(lower_final="always"), steps=30)
+    for t, t_next in itertools.pairwise(torch.linspace(0.8, 0.2, 31, dtype=torch.float64)):
+        x, state = solver.step(process, x, t, t_next, state)
+        used.append(state.used)
+    assert used == [1, *[2] * 28, 1]
