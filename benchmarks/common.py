@@ -6,17 +6,21 @@ free core they agree, on a busy machine the first still tells what the work take
 """
 
 import gc
+import importlib
+import importlib.util
 import json
 import math
 import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -158,6 +162,21 @@ def short(value: float, digits: int = 3) -> str:
     if not math.isfinite(value) or value == 0 or abs(value) >= 1e6:
         return f"{value:.{digits}g}"
     return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+
+
+def submodule(package: str, name: str) -> ModuleType:
+    """A module of a package whose `__init__` may not import: then without running it.
+
+    k-diffusion's imports its training dependencies, which its samplers do not need.
+    """
+    try:
+        return importlib.import_module(f"{package}.{name}")
+    except ImportError:
+        spec = importlib.util.find_spec(package)
+        if spec is None:
+            raise
+        sys.modules[package] = importlib.util.module_from_spec(spec)
+        return importlib.import_module(f"{package}.{name}")
 
 
 def write_results(path: Path, facts: Mapping[str, Any]) -> None:

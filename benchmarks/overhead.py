@@ -23,12 +23,9 @@ diffusers runs without clipping, as we do. Peers that are not installed are skip
 
 import argparse
 import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -40,6 +37,7 @@ from common import (
     describe,
     machine_facts,
     short,
+    submodule,
     table,
     use_one_thread,
     write_results,
@@ -188,8 +186,8 @@ def diffusers_cases(problem: Problem) -> Iterator[Case]:
 
 def k_diffusion_cases(problem: Problem) -> Iterator[Case]:
     """`sample_euler` and `sample_euler_ancestral` on the VP noise levels, progress bar off."""
-    sampling = _submodule("k_diffusion", "sampling")
-    external = _submodule("k_diffusion", "external")
+    sampling = submodule("k_diffusion", "sampling")
+    external = submodule("k_diffusion", "external")
     alphas = problem.sde.mean_coef(torch.linspace(1e-3, 1, 1000)) ** 2
     wrapped = external.DiscreteEpsDDPMDenoiser(AsModule(problem.net), alphas, quantize=False)
 
@@ -255,21 +253,6 @@ TOOLS: dict[str, Callable[[Problem], Iterator[Case]]] = {
     "torchdiffeq": torchdiffeq_cases,
     "SciPy": scipy_cases,
 }
-
-
-def _submodule(package: str, name: str) -> ModuleType:
-    """A module of a package whose `__init__` may not import: then without running it.
-
-    k-diffusion's imports its training dependencies, which its samplers do not need.
-    """
-    try:
-        return importlib.import_module(f"{package}.{name}")
-    except ImportError:
-        spec = importlib.util.find_spec(package)
-        if spec is None:
-            raise
-        sys.modules[package] = importlib.util.module_from_spec(spec)
-        return importlib.import_module(f"{package}.{name}")
 
 
 def gather(problem: Problem, skipped: dict[str, str]) -> list[Case]:
