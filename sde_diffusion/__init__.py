@@ -10,6 +10,7 @@ Everything takes a score function (x, t) -> ∇ log p_t(x), be it a model or a c
 from sde_diffusion.data import Batch, DataSpec, sweep, training_batches
 from sde_diffusion.errors import InputError, RunError
 from sde_diffusion.grids import KarrasGrid, LogSNRGrid, QuadraticGrid, TimeGrid, UniformGrid
+from sde_diffusion.interpolation import slerp
 from sde_diffusion.likelihood import ExactTrace, GaussianReference, Hutchinson, log_likelihood, mean_interval
 from sde_diffusion.losses import (
     ImportanceTime,
@@ -25,7 +26,7 @@ from sde_diffusion.networks import MLP, UNet
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.projections import Clip, DynamicThreshold
 from sde_diffusion.rng import generator
-from sde_diffusion.sampling import Samples, encode, sample
+from sde_diffusion.sampling import Samples, decode, encode, sample
 from sde_diffusion.score import ScoreFn, eps_from_score, reverse_drift, x0_from_score
 from sde_diffusion.sde import SDE, VESDE, VPSDE, CosineBeta, LinearBeta, SubVPSDE
 from sde_diffusion.solvers import (
@@ -103,6 +104,7 @@ __all__ = [
     "UniformGrid",
     "UniformTime",
     "__version__",
+    "decode",
     "denoising_error",
     "dsm_loss",
     "encode",
@@ -113,6 +115,7 @@ __all__ = [
     "mean_interval",
     "reverse_drift",
     "sample",
+    "slerp",
     "sweep",
     "training_batches",
     "x0_from_score",

@@ -8,8 +8,9 @@ from torch import Tensor
 from sde_diffusion.errors import require
 from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import SDE
+from sde_diffusion.solvers import SOLVERS
 from sde_diffusion.solvers.base import Observer, ReverseProcess, Solver, X0Map, as_time
-from sde_diffusion.solvers.noise import NoiseSource
+from sde_diffusion.solvers.noise import NoiseSource, SeededNoise
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +77,56 @@ def encode(score_fn: ScoreFn, sde: SDE, solver: Solver, x0: Tensor) -> Samples:
     Raises:
         InputError: A stochastic solver, which has no inverse.
     """
-    require(
-        not solver.stochastic,
-        f"`solver` must be deterministic to encode, got {type(solver).__name__}; try ODESolver",
-    )
+    require_deterministic(solver)
     process = ReverseProcess(sde, score_fn)
     return Samples(solver.solve(process, x0, sde.t_min, sde.t_max), process.nfe, sde.t_max)
+
+
+def decode(
+    score_fn: ScoreFn,
+    sde: SDE,
+    solver: Solver,
+    z: Tensor,
+    *,
+    t_end: float | None = None,
+    denoise: bool = False,
+    project: X0Map | None = None,
+) -> Samples:
+    """What the latents `z` (B, *D) at `sde.t_max` become: the inverse of `encode`, unless it is told to denoise.
+
+    Args:
+        t_end, denoise, project: As in `sample`.
+
+    Raises:
+        InputError: A stochastic solver, or `t_end` outside [t_min, t_max).
+    """
+    require_deterministic(solver)
+    return sample(
+        score_fn,
+        sde,
+        solver,
+        tuple(z.shape),
+        noise=SeededNoise(0),  # of which nothing is drawn
+        t_end=t_end,
+        x_init=z,
+        denoise=denoise,
+        project=project,
+    )
+
+
+def require_deterministic(solver: Solver) -> None:
+    """Refuse a solver that draws noise, for what it does cannot be undone.
+
+    Raises:
+        InputError: It does; names those that do not.
+    """
+    name = next((name for name, row in SOLVERS.items() if row is type(solver)), type(solver).__name__)
+    others = [name for name, row in SOLVERS.items() if name != "ode" and not row().stochastic]
+    require(
+        not solver.stochastic,
+        f"`solver` must be deterministic to encode and decode, got {name!r}, which draws noise; "
+        f"try 'ode', or one of {', '.join(others)}",
+    )
 
 
 def _checked_end(sde: SDE, t_end: float | None) -> float:

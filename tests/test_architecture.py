@@ -15,7 +15,7 @@ MODULES = {".".join(("sde_diffusion", *p.relative_to(ROOT).with_suffix("").parts
 # a module imports from lower ranks or from its own package
 RANKS = {
     "errors": -1, "version": -1,
-    "files": 0, "registry": 0, "rng": 0, "tensors": 0,
+    "files": 0, "interpolation": 0, "registry": 0, "rng": 0, "tensors": 0,
     "networks": 1, "sde": 1,
     "grids": 2, "score": 2,
     "guidance": 3, "losses": 3, "model": 3, "oracle": 3, "projections": 3, "solvers.base": 3, "solvers.noise": 3,

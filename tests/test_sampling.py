@@ -2,19 +2,22 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from sde_diffusion.errors import InputError
+from sde_diffusion.grids import LogSNRGrid
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
-from sde_diffusion.sampling import Samples, encode, sample
+from sde_diffusion.sampling import Samples, decode, encode, sample
 from sde_diffusion.sde import SDE, VPSDE
-from sde_diffusion.solvers import Ancestral, EulerMaruyama, ODESolver, SeededNoise
+from sde_diffusion.solvers import DDIM, SOLVERS, Ancestral, EulerMaruyama, GridSolver, ODESolver, SeededNoise
 from tests.conftest import f64
 
 SOLVER = EulerMaruyama(steps=4)
+DETERMINISTIC = [name for name, row in SOLVERS.items() if issubclass(row, GridSolver) and not row().stochastic]
 
 
 def mixture(sde: SDE) -> GaussianMixture:
@@ -129,11 +132,38 @@ def test_encode_goes_to_t_max_and_back(sde: SDE) -> None:
 def test_encode_needs_a_deterministic_solver() -> None:
     oracle = mixture(VPSDE())
     x0 = torch.zeros(2, 2, dtype=torch.float64)
-    for solver in (EulerMaruyama(), Ancestral()):
-        message = f"`solver` must be deterministic to encode, got {type(solver).__name__}; try ODESolver"
-        with pytest.raises(InputError, match=message):
-            encode(oracle.score, oracle.sde, solver, x0)
+    for name, solver in (("em", EulerMaruyama()), ("ancestral", Ancestral())):
+        message = f"`solver` must be deterministic to encode and decode, got '{name}', which draws noise; try 'ode', or"
+        for direction in (encode, decode):
+            with pytest.raises(InputError, match=message):
+                direction(oracle.score, oracle.sde, solver, x0)
     assert encode(oracle.score, oracle.sde, EulerMaruyama(eta=0.0, steps=3), x0).nfe == 3
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_decoding_undoes_encoding_to_the_order_of_the_solver(name: str) -> None:
+    """The error of there and back falls as the solver's own: at least by its order, a symmetric one by more."""
+    sde = VPSDE(t_min=1e-3)
+    oracle = GaussianMixture.gaussian(sde, f64([0.5, -0.3]), 0.6)
+    x0 = oracle.sample(5, f64(sde.t_min), generator=generator(0))
+    counts, errors, row = [80, 160, 320], [], SOLVERS[name]
+    order = row().order
+    for steps in counts:
+        solver = row(steps=steps, grid=LogSNRGrid())  # type: ignore[call-arg]
+        latent = encode(oracle.score, sde, solver, x0)
+        back = decode(oracle.score, sde, solver, latent.x)
+        assert (latent.nfe, latent.t_end, back.t_end) == (back.nfe, sde.t_max, sde.t_min)
+        errors.append(float((back.x - x0).abs().max()))
+    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert slope > order - 0.25
+
+
+def test_decoding_is_sampling_from_a_given_start(sde: SDE) -> None:
+    oracle, z = mixture(sde), torch.ones(3, 2, dtype=torch.float64)
+    solver = DDIM(steps=4)
+    for options in ({}, {"t_end": 0.2, "denoise": True}, {"project": lambda x0: x0.clamp(-1, 1)}):
+        expected = sample(oracle.score, sde, solver, (3, 2), noise=noise(), x_init=z, **({"denoise": False} | options))
+        assert torch.equal(decode(oracle.score, sde, solver, z, **options).x, expected.x)
 
 
 def test_no_graph_is_kept() -> None:
