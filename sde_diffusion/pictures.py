@@ -40,6 +40,41 @@ def save_strip(path: Path, spec: DataSpec, frames: Sequence[Tensor], times: Sequ
         _save_lines(path, _interleave([frame.cpu().flatten(1)[:1] for frame in frames]))
 
 
+def save_rows(path: Path, spec: DataSpec, states: Sequence[Tensor], titles: Sequence[str]) -> None:
+    """Draw the same examples in several states, in data units, each (N, *shape): images one row a state.
+
+    Points have one panel a state and in all panels the colour of where they are in the first; of other data the states
+    of the first example are lines.
+    """
+    if spec.is_image:
+        _save_grid(path, torch.cat([spec.to_uint8(state.cpu()) for state in states]), len(states[0]))
+    elif spec.dims == 2:
+        points = [state.cpu().flatten(1) for state in states]
+        _save_scatter(path, points, titles, colour=points[0][:, 0])
+    else:
+        _save_lines(path, _interleave([state.cpu().flatten(1)[:1] for state in states]))
+
+
+def save_paths(path: Path, spec: DataSpec, paths: Tensor) -> None:
+    """Draw ways from one example to another, in data units (P, F, *shape): images one row a way, points on a line.
+
+    Of other data the first way is drawn, a line for each of its F stops.
+    """
+    paths = paths.cpu()
+    if spec.is_image:
+        _save_grid(path, spec.to_uint8(paths.flatten(0, 1)), paths.shape[1])
+    elif spec.dims == 2:
+        figure = _figure(5, 5)
+        axes = figure.add_subplot()
+        for way in paths.flatten(2).numpy():
+            (line,) = axes.plot(way[:, 0], way[:, 1], marker=".", linewidth=1)
+            axes.plot(way[[0, -1], 0], way[[0, -1], 1], "o", color=line.get_color())
+        axes.set(aspect="equal")
+        _save_figure(path, figure)
+    else:
+        _save_lines(path, paths[0].flatten(1))
+
+
 def save_histogram(path: Path, values: Tensor, *, label: str, mean: float, half_width: float | None) -> None:
     """Draw the distribution of one number per example, with the mean and its interval, if it has one."""
     figure = _figure(7, 4)
@@ -76,11 +111,12 @@ def _save_grid(path: Path, images: Tensor, columns: int) -> None:
     _save_image(path, Image.fromarray(grid.expand(3, -1, -1).permute(1, 2, 0).numpy()))
 
 
-def _save_scatter(path: Path, sets: Sequence[Tensor], titles: Sequence[str]) -> None:
+def _save_scatter(path: Path, sets: Sequence[Tensor], titles: Sequence[str], colour: Tensor | None = None) -> None:
     figure = _figure(3.2 * len(sets) + 0.8, 4)
+    shade = None if colour is None else colour.numpy()
     panels = figure.subplots(1, len(sets), sharex=True, sharey=True, squeeze=False)[0]
     for axes, points, title in zip(panels, sets, titles, strict=True):
-        axes.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=2, alpha=0.5)
+        axes.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=2, alpha=0.5, c=shade)
         axes.set(title=title, aspect="equal")
     _save_figure(path, figure)
 

@@ -24,7 +24,7 @@ from tests.training.test_checkpoint import fail
 REPOSITORY = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", ["train", "sample", "likelihood"])
+@pytest.mark.parametrize("name", cli.commands)
 def test_help_shows_examples_that_parse(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = succeed(name, "--help").out
     examples = re.findall(rf"^ *python cli\.py ({name}.*?)(?:  +#.*)?$", text, re.MULTILINE)
@@ -39,7 +39,7 @@ def test_help_shows_examples_that_parse(name: str, tmp_path: Path, monkeypatch: 
 def test_help_and_version_of_the_whole() -> None:
     outcome = succeed("--help")
     assert "python cli.py train --sde vp" in outcome.out
-    assert {"train", "sample", "likelihood"} <= set(outcome.out.split())
+    assert set(cli.commands) <= set(outcome.out.split())
     assert __version__ in succeed("--version").out
     bare = invoke()
     assert bare.code == 2
@@ -94,6 +94,11 @@ def text_file(tmp_path: Path, text: str) -> str:
 def labelled_arrays(tmp_path: Path) -> list[str]:
     np.savez(tmp_path / "a.npz", x=np.zeros((4, 1, 8, 8), np.uint8), labels=np.array([0, 1, 2, 3]))
     return ["train", "--set", f"data={{name: arrays, file: {tmp_path}/a.npz, classes: [a, b, c]}}"]
+
+
+def saved(tmp_path: Path, values: Any = None, **arrays: Any) -> str:
+    np.savez(tmp_path / "latents.npz", **(arrays or {"z": values}))
+    return str(tmp_path / "latents.npz")
 
 
 def pickled(tmp_path: Path) -> str:
@@ -194,6 +199,70 @@ BAD: dict[str, tuple[Given, str]] = {
         lambda d, t, c: ["sample", t, "--t-end", 1, "--out", d / "out"],
         "`t_end` must be < `sde.t_max`",
     ),
+    "encode by a stochastic solver": (
+        lambda d, t, c: ["encode", t, "--solver", "em"],
+        "`solver` must be deterministic to encode and decode, got 'em', which draws noise; try 'ode', or one of ddim",
+    ),
+    "decode by a stochastic solver": (
+        lambda d, t, c: ["decode", t, "--latents", d / "no.npy", "--solver", "ddim", "--set", "sampling.solver.eta=1"],
+        "got 'ddim', which draws noise",
+    ),
+    "interpolate by a stochastic solver": (
+        lambda d, t, c: ["interpolate", t, "--pair", 0, 1, "--solver", "adaptive_sde"],
+        "got 'adaptive_sde', which draws noise",
+    ),
+    "encode with an option of another solver": (
+        lambda d, t, c: ["encode", t, "--solver", "ddim", "--rtol", 0.1],
+        "--rtol is no option of the solver 'ddim'",
+    ),
+    "encode from beyond the end": (
+        lambda d, t, c: ["encode", t, "--start", 297, "--out", d / "out"],
+        "`--start` must be < 297, the size of the data, got 297",
+    ),
+    "encode a negative number": (
+        lambda d, t, c: ["encode", t, "--limit", -1],
+        "-1 is not in the range x>=1",
+    ),
+    "encode an unknown split": (lambda d, t, c: ["encode", t, "--split", "tset"], "'tset' is not one of 'train', 'val"),
+    "encode a split and a file": (
+        lambda d, t, c: ["encode", t, "--split", "test", "--file", d / "x.npy"],
+        "--file and --split exclude each other",
+    ),
+    "no latents": (lambda d, t, c: ["decode", t], "Missing option '--latents'"),
+    "latents missing": (lambda d, t, c: ["decode", t, "--latents", d / "no.npy"], "no.npy must exist"),
+    "latents of another shape": (
+        lambda d, t, c: ["decode", t, "--latents", saved(d, np.zeros((2, 64)))],
+        "must have the shape (B, 1, 8, 8), got (2, 64)",
+    ),
+    "no latents in the file": (
+        lambda d, t, c: ["decode", t, "--latents", saved(d, np.zeros((0, 1, 8, 8)))],
+        "must have the shape (B, 1, 8, 8), got (0, 1, 8, 8)",
+    ),
+    "latents not finite": (
+        lambda d, t, c: ["decode", t, "--latents", saved(d, np.full((2, 1, 8, 8), np.nan))],
+        "must be finite, got 128 numbers that are not",
+    ),
+    "latents of text": (
+        lambda d, t, c: ["decode", t, "--latents", saved(d, np.full((2, 1, 8, 8), "a"))],
+        "must hold real numbers, got <U1",
+    ),
+    "several arrays of latents": (
+        lambda d, t, c: ["decode", t, "--latents", saved(d, a=np.zeros(2), b=np.zeros(2))],
+        "must hold latents as `z` or as its only array, got a, b",
+    ),
+    "decode to too small a time": (
+        lambda d, t, c: [
+            *("decode", t, "--latents", saved(d, np.zeros((2, 1, 8, 8))), "--t-end", 1e-6, "--out", d / "out")
+        ],
+        "`t_end` must be ≥ `sde.t_min` = 1e-05",
+    ),
+    "no pair": (lambda d, t, c: ["interpolate", t], "Missing option '--pair'"),
+    "half a pair": (lambda d, t, c: ["interpolate", t, "--pair", 3], "'--pair' requires 2 arguments"),
+    "a pair beyond the end": (
+        lambda d, t, c: ["interpolate", t, "--pair", 3, 297],
+        "`--pair` must be indices from 0 to 296, got 297",
+    ),
+    "one frame": (lambda d, t, c: ["interpolate", t, "--pair", 3, 4, "--frames", 1], "1 is not in the range x>=2"),
     "unknown device": (lambda d, t, c: ["train", "--device", "gpu"], "unknown device 'gpu'; known: auto, cpu"),
     "out below a file": (lambda d, t, c: ["train", "--out", text_file(d, "") + "/run"], "choose another --out"),
     "out a file": (lambda d, t, c: ["sample", t, "--out", text_file(d, "")], "it is no folder; choose another --out"),

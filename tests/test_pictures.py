@@ -10,7 +10,8 @@ from PIL import Image
 
 from sde_diffusion.data import DataSpec
 from sde_diffusion.errors import InputError
-from sde_diffusion.pictures import save_histogram, save_samples, save_strip
+from sde_diffusion.pictures import save_histogram, save_paths, save_rows, save_samples, save_strip
+from sde_diffusion.rng import generator
 
 GREY = DataSpec("digits", (1, 8, 8), levels=17)
 COLOUR = DataSpec("images", (3, 50, 60), levels=256)
@@ -95,3 +96,23 @@ def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot write .*file/a\.png: "):
         save_samples(tmp_path / "file" / "a.png", GREY, torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+
+
+def test_rows_have_a_state_each_and_paths_an_example(tmp_path: Path) -> None:
+    values = torch.arange(6, dtype=torch.uint8).reshape(6, 1, 1, 1).expand(6, 1, 8, 8).clone()
+    save_rows(tmp_path / "rows.png", GREY, [values[:3], values[3:]], ["a", "b"])
+    save_paths(tmp_path / "paths.png", GREY, values.reshape(2, 3, 1, 8, 8))
+    for name in ("rows.png", "paths.png"):
+        shown = pixels(tmp_path / name)
+        assert shown.shape == (2 * 50 + 2, 3 * 50 + 2, 3)
+        for i in range(6):
+            assert (shown[10 + 50 * (i // 3), 10 + 50 * (i % 3)] == round(i * 255 / 16)).all()
+
+
+@pytest.mark.parametrize("spec", [POINTS, SERIES])
+def test_rows_and_paths_of_other_data(tmp_path: Path, spec: DataSpec) -> None:
+    values = torch.randn(2, 5, *spec.shape, generator=generator(0))
+    save_rows(tmp_path / "rows.png", spec, list(values), ["a", "b"])
+    save_paths(tmp_path / "paths.png", spec, values)
+    for name in ("rows.png", "paths.png"):
+        assert len(np.unique(pixels(tmp_path / name).reshape(-1, 3), axis=0)) > 20

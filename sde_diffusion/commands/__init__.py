@@ -7,6 +7,9 @@ import sys
 import click
 import torch
 
+from sde_diffusion.commands.decode import decode
+from sde_diffusion.commands.encode import encode
+from sde_diffusion.commands.interpolate import interpolate
 from sde_diffusion.commands.likelihood import likelihood
 from sde_diffusion.commands.sample import sample
 from sde_diffusion.commands.train import train
@@ -18,6 +21,7 @@ Examples:
   python cli.py train --sde vp
   python cli.py sample --solver ode
   python cli.py likelihood --limit 100
+  python cli.py interpolate --pair 3 17
 """
 
 
@@ -28,7 +32,7 @@ def cli() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
 
 
-for command in (train, sample, likelihood):
+for command in (train, sample, likelihood, encode, decode, interpolate):
     cli.add_command(command)
 
 

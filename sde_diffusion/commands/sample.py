@@ -21,7 +21,7 @@ from sde_diffusion.commands.common import (
     show_config,
     write_json,
 )
-from sde_diffusion.commands.solving import naming_flags, solver_assignments, solver_options
+from sde_diffusion.commands.solving import end_options, naming_flags, solver_assignments, solver_options
 from sde_diffusion.pictures import save_samples, save_strip
 from sde_diffusion.sampling import Samples
 from sde_diffusion.sampling import sample as draw
@@ -48,9 +48,7 @@ PICTURED, POINTS = 100, 5000  # most samples in a picture: images, and points of
 @click.command(epilog=EPILOG, short_help="Draw samples from a model.")
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @solver_options
-@click.option("--t-end", type=float, help="Time to stop at. Default: sde.t_min.")
-@click.option("--denoise/--no-denoise", default=None, help="End with the mean of the clean data (default).")
-@click.option("--clip/--no-clip", default=None, help="Clip predicted clean images to the data range.")
+@end_options
 @click.option("--count", type=int, help="Number of samples.")
 @click.option("--batch", type=int, help="Samples drawn at once.")
 @click.option("--label", type=int, help="Class of the samples, for a conditional model; -1 for none.")

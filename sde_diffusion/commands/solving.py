@@ -31,6 +31,19 @@ def solver_options(command: Command) -> Command:
     return command
 
 
+def end_options(command: Command) -> Command:
+    """--t-end, --denoise and --clip."""
+    for option in reversed(
+        [
+            click.option("--t-end", type=float, help="Time to stop at. Default: sde.t_min."),
+            click.option("--denoise/--no-denoise", default=None, help="End with the mean of the clean data (default)."),
+            click.option("--clip/--no-clip", default=None, help="Clip predicted clean images to the data range."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
 def solver_assignments(given: Mapping[str, Any], assignments: Sequence[str]) -> list[str]:
     """Overrides of the config: the solver's name, the user's own `assignments`, then the options given by flags."""
     named = as_assignments(sampling__solver__name=given["solver"])  # first, for another name drops the options

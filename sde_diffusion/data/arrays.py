@@ -88,7 +88,7 @@ class Arrays(DataSource):
 
     def _table(self, file: str, label_file: str) -> Table:
         path = Path(file).expanduser()
-        arrays = _open(path)
+        arrays = open_arrays(path)
         labels = arrays.pop("labels", None)
         if self.key:
             require(
@@ -106,7 +106,7 @@ class Arrays(DataSource):
         )
         if not label_file:
             return Table(path, values, None if labels is None else _labels(path, labels, len(values)))
-        found = list(_open(Path(label_file).expanduser()).values())
+        found = list(open_arrays(Path(label_file).expanduser()).values())
         require(len(found) == 1, f"{label_file} must hold one array of labels, got {len(found)}")
         return Table(path, values, _labels(Path(label_file), found[0], len(values)))
 
@@ -170,13 +170,17 @@ class ArrayFile(Dataset):
         return self._count
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        (values,) = _open(self._file).values()  # opened anew: workers get a path, not a copy of the data
+        (values,) = open_arrays(self._file).values()  # opened anew: workers get a path, not a copy of the data
         labels = None if self.labels is None else self.labels[indices]
         return _tensor(values[(indices + self._start).numpy()], self.spec), labels
 
 
-def _open(path: Path) -> dict[str, Array]:
-    """The arrays of a file by name; a .npy file has one, which is mapped and not read."""
+def open_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of a .npz file by name; a .npy file has one, which is mapped and not read.
+
+    Raises:
+        InputError: No such file, or not a whole one of numbers. Nothing is ever unpickled.
+    """
     require(path.is_file(), f"array file {path} must exist; check the path")
     try:
         with path.open("rb") as file:

@@ -1,0 +1,106 @@
+"""`decode`: latents to samples."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from sde_diffusion.build import plain_config
+from sde_diffusion.commands.common import (
+    GrowingArrays,
+    Loaded,
+    as_assignments,
+    load,
+    make_folder,
+    shared_options,
+    show_config,
+    write_json,
+)
+from sde_diffusion.commands.examples import file_facts
+from sde_diffusion.commands.latents import read_latents, solver_name, to_samples
+from sde_diffusion.commands.solving import end_options, naming_flags, solver_assignments, solver_options
+from sde_diffusion.pictures import save_samples
+from sde_diffusion.sampling import require_deterministic
+
+EPILOG = """\b
+Examples:
+  python cli.py decode --latents runs/digits_vp/encode_test_ode_seed0/latents.npz
+  python cli.py decode runs/digits_vp --latents mine.npy --solver ddim --steps 50
+  python cli.py decode --latents latents.npz --no-denoise --label 3     # the exact inverse of encode --label 3
+
+\b
+The file holds the states at t = 1, (B, *shape) real numbers, as `z` or as its only array. The same latents give the
+same samples, whatever --batch and --seed. A killed run goes on where it stopped.
+"""
+
+PICTURED, POINTS = 100, 5000  # most samples in a picture: images, and points of other data
+
+
+@click.command(epilog=EPILOG, short_help="Turn latents into samples.")
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option("--latents", required=True, type=click.Path(path_type=Path), help="A .npz or .npy file. Required.")
+@solver_options
+@end_options
+@click.option("--batch", type=int, help="Latents decoded at once.")
+@click.option("--label", type=int, help="Class of the samples, for a conditional model; -1 for none.")
+@click.option("--ema/--no-ema", default=True, show_default=True, help="Averaged weights, or the last ones.")
+@shared_options
+def decode(
+    checkpoint: Path | None,
+    latents: Path,
+    config_file: Path | None,
+    assignments: tuple[str, ...],
+    seed: int | None,
+    device: str,
+    out: Path | None,
+    dry_run: bool,
+    ema: bool,
+    **given: Any,
+) -> None:
+    """Turn latents into samples of CHECKPOINT, a file or a run's folder; of the newest run without one."""
+    options = {f"sampling__{key}": given[key] for key in ("t_end", "denoise", "clip", "batch", "label")}
+    overrides = [*solver_assignments(given, assignments), *as_assignments(**options, seed=seed)]
+    with naming_flags(given):
+        loaded = load(checkpoint, config_file, overrides, device=device, ema=ema)
+    config = loaded.trained.config
+    require_deterministic(config.sampling.solver)
+    click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}")
+    if dry_run:
+        show_config({"latents": str(latents), "sampling": plain_config(config)["sampling"]})
+        return
+    z = read_latents(latents, loaded.trained.spec)
+    folder = out or loaded.folder / f"decode_{latents.stem}_{solver_name(loaded)}"
+    _run(loaded, z, folder, loaded.facts() | file_facts(latents) | {"ema": ema})
+
+
+def _run(loaded: Loaded, z: npt.NDArray[Any], folder: Path, facts: dict[str, Any]) -> None:
+    clock, spec = time.perf_counter(), loaded.trained.spec
+    fixed = {key: value for key, value in facts.items() if key not in ("checkpoint", "file")}
+    store = GrowingArrays(make_folder(folder) / "samples.npz", fixed)
+    _decode_all(loaded, z, store)
+    store.finish(without=("nfe",))
+    seconds, nfe = time.perf_counter() - clock, store.arrays["nfe"]
+    samples = torch.from_numpy(store.arrays["samples"])
+    save_samples(folder / "samples.png", spec, samples[: PICTURED if spec.is_image else POINTS])
+    report = {"nfe": [int(nfe.min()), int(nfe.max())], "seconds": seconds, "shape": list(samples.shape)}
+    write_json(folder / "decode.json", facts | report | {"units": spec.describe_units()})
+    evaluations = f"{nfe.min()}–{nfe.max()}" if nfe.min() < nfe.max() else str(nfe[0])
+    click.echo(f"{len(samples)} samples, {evaluations} score evaluations each, {seconds:.1f} s")
+    click.echo(f"wrote {folder / 'samples.png'}, samples.npz, decode.json")
+
+
+def _decode_all(loaded: Loaded, z: npt.NDArray[Any], store: GrowingArrays) -> None:
+    """Decode what `store` lacks, batch by batch."""
+    options, spec = loaded.trained.config.sampling, loaded.trained.spec
+    with tqdm(total=len(z), initial=len(store), unit="img", disable=None) as bar:
+        while len(store) < len(z):
+            part = torch.from_numpy(z[len(store) : len(store) + options.batch].astype(np.float32))
+            result = to_samples(loaded, part.to(loaded.device))
+            rows = {"samples": spec.from_model(result.x).cpu().numpy(), "nfe": np.full(len(part), result.nfe)}
+            store.append(**rows, **({} if options.label == -1 else {"labels": np.full(len(part), options.label)}))
+            bar.update(len(part))

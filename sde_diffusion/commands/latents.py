@@ -1,0 +1,102 @@
+"""What `encode`, `decode` and `interpolate` share: the deterministic way between data and latents."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from sde_diffusion.build import plain_config
+from sde_diffusion.commands.common import Loaded
+from sde_diffusion.data import DataSpec
+from sde_diffusion.data.arrays import open_arrays
+from sde_diffusion.errors import require
+from sde_diffusion.likelihood import mean_interval
+from sde_diffusion.sampling import Samples, decode, encode
+
+
+def to_latents(loaded: Loaded, x0: Tensor) -> Samples:
+    """Data at t_min to latents at t_max, by the config's solver and label."""
+    trained = loaded.trained
+    options = trained.config.sampling
+    return encode(trained.model.bind(options.label), trained.model.sde, options.solver, x0)
+
+
+def undo(loaded: Loaded, z: Tensor) -> Samples:
+    """Latents back to the state at t_min: what `to_latents` began with, but for the error of both ways."""
+    trained = loaded.trained
+    options = trained.config.sampling
+    return decode(trained.model.bind(options.label), trained.model.sde, options.solver, z)
+
+
+def to_samples(loaded: Loaded, z: Tensor) -> Samples:
+    """Latents to samples, with the end that the config asks for."""
+    trained = loaded.trained
+    options = trained.config.sampling
+    return decode(
+        trained.model.bind(options.label),
+        trained.model.sde,
+        options.solver,
+        z,
+        t_end=options.t_end,
+        denoise=options.denoise,
+        project=options.projection,
+    )
+
+
+def solver_name(loaded: Loaded) -> str:
+    """The row of the solver in use."""
+    return str(plain_config(loaded.trained.config)["sampling"]["solver"]["name"])
+
+
+def shown(loaded: Loaded, z: Tensor) -> Tensor:
+    """Latents in data units at the scale of the data, for pictures."""
+    model, spec = loaded.trained.model, loaded.trained.spec
+    return spec.from_model(z * (model.sigma_data / model.sde.prior_std))
+
+
+def read_latents(file: Path, spec: DataSpec) -> npt.NDArray[Any]:
+    """The latents in a file, (B, *shape): its array `z`, or the only one beside `labels` and `index`.
+
+    Raises:
+        InputError: No such file, several arrays, another shape, or values that are no finite real numbers.
+    """
+    arrays = open_arrays(file)
+    names = ["z"] if "z" in arrays else [name for name in arrays if name not in ("labels", "index")]
+    require(len(names) == 1, f"{file} must hold latents as `z` or as its only array, got {', '.join(arrays) or 'none'}")
+    z = arrays[names[0]]
+    require(
+        z.ndim > 0 and len(z) > 0 and z.shape[1:] == spec.shape,
+        f"`{names[0]}` in {file} must have the shape (B, {', '.join(map(str, spec.shape))}), got {z.shape}",
+    )
+    require(z.dtype.kind in "fiu", f"`{names[0]}` in {file} must hold real numbers, got {z.dtype}")
+    wrong = z.size - int(np.isfinite(z).sum())
+    require(wrong == 0, f"`{names[0]}` in {file} must be finite, got {wrong} numbers that are not")
+    return z
+
+
+def compare_with_prior(z: Tensor, prior_std: float) -> dict[str, Any]:
+    """Mean and standard deviation of all numbers, and the mean norm of a latent, beside those of N(0, prior_std² I)."""
+    dims, numbers = z[0].numel(), z.double()
+    half = math.lgamma((dims + 1) / 2) - math.lgamma(dims / 2)
+    return {
+        "mean": float(numbers.mean()),
+        "std": float((numbers**2).mean().sqrt()),
+        **interval("norm", numbers.flatten(1).norm(dim=1)),
+        "prior_std": prior_std,
+        "prior_norm": prior_std * math.sqrt(2) * math.exp(half),
+    }
+
+
+def interval(name: str, values: Tensor) -> dict[str, Any]:
+    """`name`: the mean, `name_half_width`: that of its 95 % interval, None for a single value."""
+    found = mean_interval(values)
+    return {name: found.mean, f"{name}_half_width": found.half_width if len(values) > 1 else None}
+
+
+def with_error(report: dict[str, Any], name: str) -> str:
+    """What `interval` reported, for people."""
+    half_width = report[f"{name}_half_width"]
+    return f"{report[name]:.4g}" + ("" if half_width is None else f" ± {half_width:.2g}")
