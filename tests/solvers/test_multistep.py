@@ -119,6 +119,17 @@ def test_first_order_is_ddim(sde: SDE, make: Callable[[], GridSolver]) -> None:
     torch.testing.assert_close(run(make(), ReverseProcess(sde, oracle.score), x), found, **CLOSE)
 
 
+def test_a_published_rule_takes_the_first_step_once() -> None:
+    """Two steps of order 3: the exact rule takes the first anew, and then the second from another state."""
+    sde = VPSDE()
+    x, oracle = first_state(sde)
+    for published, exact in [(DEIS(rule="published"), DEIS()), (DPMpp3M(rule="heun"), DPMpp3M())]:
+        process = ReverseProcess(sde, oracle.score)
+        middle, state = published.step(process, x, TIMES[0], TIMES[1], None)
+        assert torch.equal(published.step(process, middle, TIMES[1], TIMES[2], state)[1].x, middle)
+        assert (exact.step(process, middle, TIMES[1], TIMES[2], state)[1].x - middle).abs().max() > 1e-6
+
+
 @pytest.mark.parametrize("solver", [DPMpp2M(rule="heun"), DPMpp3M(), DEIS(order=2), DEIS(order=3), UniPC(p=3)], ids=str)
 def test_polynomials_of_the_order_are_integrated_exactly(solver: GridSolver, sde: SDE) -> None:
     """With x̂0, or ε̂, a polynomial in λ alone, a step with full history is exact whatever its size."""

@@ -7,6 +7,7 @@ import pytest
 from sde_diffusion.errors import InputError
 from sde_diffusion.solvers import (
     DDIM,
+    DEIS,
     DPMpp3M,
     EulerMaruyama,
     Heun,
@@ -27,6 +28,7 @@ from sde_diffusion.solvers import (
         (lambda: Heun(s_tmin=2.0, s_tmax=1.0), "`s_tmax` must be > `s_tmin` = 2.0 ≥ 0, got 1.0"),
         (lambda: Heun(s_noise=0.0), "`s_noise` must be > 0, got 0.0"),
         (lambda: DPMpp3M(rule="published"), "`rule` must be one of exact, midpoint, heun, got 'published'"),  # type: ignore[arg-type]
+        (lambda: DEIS(rule="midpoint"), "`rule` must be one of exact, published, got 'midpoint'"),  # type: ignore[arg-type]
         (lambda: UniPC(lower_final=True), "`lower_final` must be one of short, always, never, got True"),  # type: ignore[arg-type]
         (lambda: ReverseDiffusion(eta=-1.0), "`eta` must be ≥ 0, got -1.0"),
         (lambda: Langevin(snr=0.0), "`snr` must be > 0, got 0.0"),
