@@ -3,6 +3,7 @@
 A new trace estimator is a class here and a row in `DIVERGENCES`, a new dequantisation one in `DEQUANTISATIONS`.
 """
 
+from sde_diffusion.likelihood.components import Cells, Split, nested_split, t_quantile
 from sde_diffusion.likelihood.dequantisation import (
     Dequantisation,
     Dequantised,
@@ -13,6 +14,8 @@ from sde_diffusion.likelihood.divergence import Divergence, ExactTrace, Hutchins
 from sde_diffusion.likelihood.flow import Likelihood, log_likelihood
 from sde_diffusion.likelihood.gaussian import GaussianReference
 from sde_diffusion.likelihood.summary import Interval, mean_interval, probe_half_width
+from sde_diffusion.likelihood.tolerance import Goal, Outcome, Scoring
+from sde_diffusion.likelihood.truncation import prior_gap, truncation_error
 
 DIVERGENCES: dict[str, type[Divergence]] = {"hutchinson": Hutchinson, "exact": ExactTrace}
 DEQUANTISATIONS: dict[str, type[Dequantisation]] = {
@@ -23,17 +26,26 @@ DEQUANTISATIONS: dict[str, type[Dequantisation]] = {
 __all__ = [
     "DEQUANTISATIONS",
     "DIVERGENCES",
+    "Cells",
     "Dequantisation",
     "Dequantised",
     "Divergence",
     "ExactTrace",
     "GaussianReference",
+    "Goal",
     "Hutchinson",
     "Interval",
     "Likelihood",
+    "Outcome",
+    "Scoring",
+    "Split",
     "TruncatedNormal",
     "UniformDequantisation",
     "log_likelihood",
     "mean_interval",
+    "nested_split",
+    "prior_gap",
     "probe_half_width",
+    "t_quantile",
+    "truncation_error",
 ]
