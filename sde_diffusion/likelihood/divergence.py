@@ -4,27 +4,32 @@
 
 One forward pass gives the score, and one reverse pass (vjp) on its graph gives vᵀ J v: reverse mode is the cheapest
 (2.4 forwards of a U-Net for score and trace together, against 3.9 in forward mode) and runs through fused attention.
+Forward mode (jvp) keeps no graph, so its memory does not grow with the depth of the network.
 
 Reference: Hutchinson 1990; Grathwohl et al. 2019 (FFJORD), arXiv:1810.01367, section 3.1.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import one_hot
 
-from sde_diffusion.errors import require, require_one_of, require_positive
+from sde_diffusion.errors import InputError, require, require_one_of, require_positive
 from sde_diffusion.rng import SampleStream
 from sde_diffusion.score import ScoreFn
 
 Distribution = Literal["rademacher", "gaussian"]
+Mode = Literal["reverse", "forward"]
 
-TraceFn = Callable[[Tensor, Tensor], Tensor]
-"""(score: (B, *D) with its graph, x: (B, *D)) -> k estimates of tr ∂score/∂x for each sample, (B, k)."""
+TraceFn = Callable[[ScoreFn, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(score_fn, x: (B, *D), t) -> score (B, *D) and k estimates of tr ∂score/∂x for each sample, (B, k)."""
 
 _PROBE_STREAM = 0x70726F6265  # "probe": keeps these draws apart from every other use of the same seed
 
@@ -47,19 +52,10 @@ def quadratic_forms(score: Tensor, x: Tensor, directions: Tensor) -> Tensor:
     return (products * directions).flatten(2).sum(2).T
 
 
-def score_and_trace(score_fn: ScoreFn, trace: TraceFn, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The score and the trace of its Jacobian from one graph, which is released on return.
-
-    No gradient reaches the parameters behind `score_fn`, and a surrounding `torch.no_grad()` does not matter.
-
-    Args:
-        score_fn: A score function.
-        trace: From `Divergence.bind`.
-        x: (B, *D).
-        t: As `score_fn` takes it.
-
-    Returns:
-        Score (B, *D) and trace (B, k). Costs one score evaluation and the vjps of `trace`.
+def reverse_pass(
+    score_fn: ScoreFn, x: Tensor, t: Tensor, trace: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The score at x, (B, *D), and `trace(score, x)` of it with its graph, which is released on return.
 
     Raises:
         InputError: `score_fn` cannot be differentiated.
@@ -73,6 +69,65 @@ def score_and_trace(score_fn: ScoreFn, trace: TraceFn, x: Tensor, t: Tensor) -> 
             "use no torch.no_grad() inside it and no torch.inference_mode() around it",
         )
         return score.detach(), trace(score, x).detach()
+
+
+def forward_pass(score_fn: ScoreFn, x: Tensor, t: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """The score at x, (B, *D), and vᵀ (∂score/∂x) v for c directions v (c, B, *D) at once, (B, c), by jvps.
+
+    Costs one evaluation with c tangents. Attention runs unfused, for the fused kernels have no forward mode.
+
+    Raises:
+        InputError: `score_fn` has an operation without forward mode, or for c > 1 one that cannot be vectorised.
+    """
+
+    def push(v: Tensor) -> tuple[Tensor, Tensor]:
+        score, product = torch.func.jvp(lambda y: score_fn(y, t), (x,), (v,))[:2]
+        return score, product
+
+    _prepare_forward_mode()
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            if len(directions) == 1:  # without vmap, which not every operation supports
+                score, product = push(directions[0])
+                products = product[None]
+            else:
+                scores, products = torch.func.vmap(push)(directions)
+                score = scores[0]
+    except (NotImplementedError, RuntimeError) as error:
+        if not any(word in str(error) for word in ("forward AD", "forward-mode", "jvp", "vmap", "batching rule")):
+            raise
+        raise InputError(
+            f"the score cannot be differentiated in forward mode ({str(error).splitlines()[0]}); use mode: reverse"
+        ) from None
+    return score.detach(), (products.detach() * directions).flatten(2).sum(2).T
+
+
+@cache
+def _prepare_forward_mode() -> None:
+    """The first jvp makes torch load decompositions, whose warnings of its own deprecations are of no use here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
+
+
+def score_and_trace(score_fn: ScoreFn, trace: TraceFn, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The score and the trace of its Jacobian, together.
+
+    No gradient reaches the parameters behind `score_fn`, and a surrounding `torch.no_grad()` does not matter.
+
+    Args:
+        score_fn: A score function.
+        trace: From `Divergence.bind`.
+        x: (B, *D).
+        t: As `score_fn` takes it.
+
+    Returns:
+        Score (B, *D) and trace (B, k). Costs one score evaluation and the derivatives of `trace`.
+
+    Raises:
+        InputError: `score_fn` cannot be differentiated.
+    """
+    return trace(score_fn, x.detach(), t)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +165,11 @@ class Hutchinson(Divergence):
     Attributes:
         probes: Directions per sample, k.
         distribution: Of v: ±1 or N(0, I).
+        mode: `reverse` takes vᵀ J by vjps on the graph of one evaluation, `forward` J v by jvps, without a graph, where
+            every operation of the network has a forward mode.
+        chunk: Directions of one pass: 1 asks the least of the network and of the memory.
 
-    Cost: one vjp per probe.
+    Cost: one evaluation and one vjp per probe; in forward mode an evaluation with its tangents per chunk.
 
     Reference: Hutchinson 1990; Song et al. 2021, arXiv:2011.13456, eq. 40.
     """
@@ -120,10 +178,13 @@ class Hutchinson(Divergence):
 
     probes: int = 1
     distribution: Distribution = "rademacher"
+    mode: Mode = "reverse"
+    chunk: int = 1
 
     def __post_init__(self) -> None:
-        require_positive(probes=self.probes)
+        require_positive(probes=self.probes, chunk=self.chunk)
         require_one_of("distribution", self.distribution, get_args(Distribution))
+        require_one_of("mode", self.mode, get_args(Mode))
 
     @property
     def estimates(self) -> int:
@@ -132,21 +193,30 @@ class Hutchinson(Divergence):
     def bind(self, x: Tensor, *, seed: int, start: int) -> TraceFn:
         stream = SampleStream(seed, _PROBE_STREAM, start=start, count=len(x))  # on the CPU: the same on every device
         draw = stream.rademacher if self.distribution == "rademacher" else stream.normal
-        return _Probes([draw(tuple(x.shape[1:]), x.dtype).to(x.device)[None] for _ in range(self.probes)])
+        directions = torch.stack([draw(tuple(x.shape[1:]), x.dtype) for _ in range(self.probes)]).to(x.device)
+        return Probes(directions, mode=self.mode, chunk=self.chunk)
 
 
 @dataclass(frozen=True, eq=False)
-class _Probes:
-    """A `TraceFn` along given directions, k of (1, B, *D)."""
+class Probes:
+    """A `TraceFn` along given directions, (k, B, *D)."""
 
-    directions: list[Tensor]
+    directions: Tensor
+    mode: Mode = "reverse"
+    chunk: int = 1
 
-    def __call__(self, score: Tensor, x: Tensor) -> Tensor:
-        return torch.cat([quadratic_forms(score, x, v) for v in self.directions], 1)
+    def __call__(self, score_fn: ScoreFn, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        chunks = torch.split(self.directions, self.chunk)
+        if self.mode == "forward":
+            passes = [forward_pass(score_fn, x, t, v) for v in chunks]
+            return passes[0][0], torch.cat([trace for _, trace in passes], 1)
+        return reverse_pass(
+            score_fn, x, t, lambda score, x: torch.cat([quadratic_forms(score, x, v) for v in chunks], 1)
+        )
 
-    def select(self, rows: Tensor) -> "_Probes":
+    def select(self, rows: Tensor) -> "Probes":
         """The probes of the samples `rows` (n,)."""
-        return _Probes([v[:, rows] for v in self.directions])
+        return replace(self, directions=self.directions[:, rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +225,8 @@ class ExactTrace(Divergence):
 
     Attributes:
         chunk: Unit vectors per reverse pass. 1 is fastest where a batch fills the machine (a CPU, or many samples) and
-            asks nothing of the network; more fills a GPU when samples are few, for memory in proportion.
+            asks nothing of the network; more fills a GPU when samples are few. Besides the graph of one evaluation
+            a pass holds `chunk` times the gradients of one reverse pass, whatever D.
 
     Cost: D vjps.
 
@@ -174,7 +245,7 @@ class ExactTrace(Divergence):
         return 1
 
     def bind(self, x: Tensor, *, seed: int, start: int) -> TraceFn:
-        return self._trace
+        return lambda score_fn, x, t: reverse_pass(score_fn, x, t, self._trace)
 
     def _trace(self, score: Tensor, x: Tensor) -> Tensor:
         dims = x[0].numel()

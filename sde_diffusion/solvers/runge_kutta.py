@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -48,11 +48,11 @@ class Status(IntEnum):
 class PerSample(Protocol):
     """A function that keeps something for each sample of its batch, e.g. random directions."""
 
-    def select(self, rows: Tensor) -> Callable[..., Tensor]:
+    def select(self, rows: Tensor) -> Callable[..., Any]:
         """The same function for the samples `rows` (n,) of its batch."""
 
 
-def select(function: Callable[..., Tensor], rows: Tensor) -> Callable[..., Tensor]:
+def select(function: Callable[..., Any], rows: Tensor) -> Callable[..., Any]:
     """`function` for the samples `rows` of its batch: itself, unless it keeps something `PerSample`."""
     return function.select(rows) if isinstance(function, PerSample) else function
 

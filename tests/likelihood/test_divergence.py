@@ -1,6 +1,7 @@
 """Traces of Jacobians against the full Jacobian, and where the random directions come from."""
 
 from collections.abc import Callable
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -8,8 +9,12 @@ from torch import Tensor, nn
 
 from sde_diffusion.errors import InputError
 from sde_diffusion.likelihood import DIVERGENCES, Divergence, ExactTrace, Hutchinson
-from sde_diffusion.likelihood.divergence import Distribution, score_and_trace
+from sde_diffusion.likelihood.divergence import Distribution, Mode, score_and_trace
+from sde_diffusion.model import ScoreModel
+from sde_diffusion.networks import UNet
 from sde_diffusion.rng import generator
+from sde_diffusion.sde import VPSDE
+from sde_diffusion.solvers.runge_kutta import PerSample
 from tests.conftest import assert_mean, f64
 
 ALGEBRA = {"rtol": 1e-10, "atol": 1e-10}
@@ -121,6 +126,66 @@ def test_trace_runs_through_a_network_with_attention(chunk: int) -> None:
     assert lift.weight.grad is None
 
 
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_modes_and_chunks_give_the_same_probes(mode: Mode, chunk: int) -> None:
+    x = points(4, (2, 3))
+    usual = score_and_trace(curved, Hutchinson(probes=5).bind(x, seed=1, start=0), x, T)
+    trace = Hutchinson(probes=5, mode=mode, chunk=chunk).bind(x, seed=1, start=0)
+    with torch.no_grad():  # as inside an integrator
+        score, estimates = score_and_trace(curved, trace, x, T)
+    torch.testing.assert_close(score, usual[0], **ALGEBRA)
+    torch.testing.assert_close(estimates, usual[1], **ALGEBRA)
+    assert isinstance(trace, PerSample)
+    rows = torch.tensor([2, 0])
+    torch.testing.assert_close(score_and_trace(curved, trace.select(rows), x[rows], T)[1], usual[1][rows], **ALGEBRA)
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_forward_mode_runs_through_the_unet(chunk: int) -> None:
+    """Convolutions, group norms and attention, whose fused kernels have no forward mode; float32, 1e-3 relative."""
+    torch.manual_seed(0)
+    net = UNet((1, 8, 8), channels=8, multipliers=(1, 2), blocks=1, attention=(4,))
+    model = ScoreModel(net, VPSDE()).requires_grad_(False)
+    for parameter in net.parameters():
+        parameter.normal_(std=0.1, generator=generator(5))
+    x, t = points(3, (1, 8, 8)).float(), torch.full((3,), 0.4)
+    traces = [Hutchinson(probes=3, mode=mode, chunk=chunk).bind(x, seed=1, start=0) for mode in get_args(Mode)]
+    (score, reverse), (same, forward) = (score_and_trace(model, trace, x, t) for trace in traces)
+    torch.testing.assert_close(same, score, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(forward, reverse, rtol=1e-3, atol=1e-3)
+
+
+class Backwards(torch.autograd.Function):
+    """x², with a reverse mode and no forward mode."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * x * gradient
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_an_operation_without_forward_mode_is_named(chunk: int) -> None:
+    x = points(2)
+    trace = Hutchinson(probes=2, mode="forward", chunk=chunk).bind(x, seed=0, start=0)
+    with pytest.raises(InputError, match=r"cannot be differentiated in forward mode \(.*\); use mode: reverse"):
+        score_and_trace(lambda x, t: Backwards.apply(x), trace, x, T)
+
+
+def test_what_is_wrong_in_the_score_itself_is_not_hidden() -> None:
+    def broken(x: Tensor, t: Tensor) -> Tensor:
+        return x @ x
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        score_and_trace(broken, Hutchinson(mode="forward").bind(points(2), seed=0, start=0), points(2), T)
+
+
 def test_errors() -> None:
     x = points(2)
     exact = ExactTrace().bind(x, seed=0, start=0)
@@ -128,6 +193,10 @@ def test_errors() -> None:
         Hutchinson(probes=0)
     with pytest.raises(InputError, match="`distribution` must be one of rademacher, gaussian, got 'uniform'"):
         Hutchinson(distribution="uniform")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="`mode` must be one of reverse, forward, got 'sideways'"):
+        Hutchinson(mode="sideways")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="`chunk` must be > 0, got 0"):
+        Hutchinson(chunk=0)
     with pytest.raises(InputError, match="`chunk` must be > 0, got -1"):
         ExactTrace(chunk=-1)
     with pytest.raises(InputError, match="`score_fn` must be differentiable in x"):

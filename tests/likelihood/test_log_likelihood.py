@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sde_diffusion.errors import InputError
 from sde_diffusion.likelihood import DIVERGENCES, Divergence, ExactTrace, Hutchinson, Likelihood, log_likelihood
-from sde_diffusion.likelihood.divergence import Distribution, TraceFn, quadratic_forms
+from sde_diffusion.likelihood.divergence import Distribution, Probes, TraceFn
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
 from sde_diffusion.sde import SDE, VPSDE
@@ -59,7 +59,7 @@ class GivenDirections(Divergence):
         return 1
 
     def bind(self, x: Tensor, *, seed: int, start: int) -> TraceFn:
-        return lambda score, x: quadratic_forms(score, x, self.directions[None])
+        return Probes(self.directions[None])
 
 
 def golden_oracle(case: dict[str, Any]) -> GaussianMixture:
