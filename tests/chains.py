@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sde_diffusion.chain import DiscreteChain, linear_betas
 from sde_diffusion.sde import SDE
 
 
@@ -40,16 +41,14 @@ class Chain(SDE):
         return torch.tensor(k / (len(self.stds) - 1), dtype=torch.float64)
 
 
+def as_process(chain: DiscreteChain, prior: float = 1.0) -> Chain:
+    """A chain as a process that solvers and oracles take."""
+    return Chain(log_means=chain.log_means, stds=chain.stds, prior=prior)
+
+
 def ddpm_chain(beta_min: float, beta_max: float, n: int) -> Chain:
     """β_i equally spaced from β_min/n to β_max/n."""
-    return beta_chain(torch.linspace(beta_min / n, beta_max / n, n, dtype=torch.float64))
-
-
-def beta_chain(betas: Tensor) -> Chain:
-    """ᾱ_k = ∏_{i ≤ k} (1 − β_i)."""
-    log_means = 0.5 * torch.log1p(-betas).cumsum(0)
-    stds = (-torch.expm1(2 * log_means)).sqrt()
-    return Chain(log_means=(0.0, *log_means.tolist()), stds=(0.0, *stds.tolist()))
+    return as_process(DiscreteChain.from_betas(linear_betas(n, first=beta_min / n, last=beta_max / n)))
 
 
 def smld_chain(sigma_min: float, sigma_max: float, n: int) -> Chain:

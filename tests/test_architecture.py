@@ -17,7 +17,7 @@ RANKS = {
     "errors": -1, "version": -1,
     "files": 0, "interpolation": 0, "registry": 0, "rng": 0, "tensors": 0,
     "networks": 1, "sde": 1,
-    "grids": 2, "score": 2,
+    "chain": 2, "grids": 2, "score": 2,
     "guidance": 3, "losses": 3, "model": 3, "oracle": 3, "projections": 3, "solvers.base": 3, "solvers.noise": 3,
     "data": 4, "solvers": 4,
     "likelihood": 5, "pictures": 5, "sampling": 5,

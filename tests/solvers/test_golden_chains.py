@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from sde_diffusion.chain import PUBLISHED_BETAS, DiscreteChain
 from sde_diffusion.solvers import ReverseProcess
 from sde_diffusion.solvers.ddim import DDIM
 from sde_diffusion.solvers.dpmpp_2m import DPMpp2M
 from sde_diffusion.solvers.dpmpp_3m import DPMpp3M
 from sde_diffusion.solvers.exponential import moments
-from tests.chains import Chain, beta_chain
+from tests.chains import Chain, as_process
 from tests.conftest import f64, golden
 from tests.solvers.reference import GivenNoise, golden_oracle
 
@@ -26,14 +27,7 @@ CLOSE = {"rtol": 1e-8, "atol": 1e-10}  # the file's tolerance; states are of siz
 
 
 def chain_of(schedule: str, length: int = 1000) -> Chain:
-    u = torch.linspace(0, 1, length, dtype=torch.float64)
-    if schedule == "linear":
-        return beta_chain(1e-4 + u * (0.02 - 1e-4))
-    if schedule == "quadratic":
-        return beta_chain((1e-2 + u * (0.02**0.5 - 1e-2)) ** 2)
-    k = torch.arange(length + 1, dtype=torch.float64)
-    signal = torch.cos((k / length + 0.008) / 1.008 * torch.pi / 2) ** 2
-    return beta_chain((1 - signal[1:] / signal[:-1]).clamp(max=0.999))
+    return as_process(DiscreteChain.from_betas(PUBLISHED_BETAS[schedule](length)))
 
 
 def process_of(case: dict[str, Any], noise: list[Any]) -> tuple[Chain, ReverseProcess]:
