@@ -150,6 +150,14 @@ class DiscreteChain:
         return self.posterior.variance if kind == "small" else self.added
 
     @property
+    def eps_weight(self) -> Tensor:
+        """½ (SNR_{k−1}/SNR_k − 1) for k = 2 … N, (N − 1,): KL(q(x_{k−1} | x_k, x_0) ‖ p) per ‖ε − ε̂‖² with variance β̃.
+
+        Reference: Kingma et al. 2021 (VDM), arXiv:2107.00630, eqs. 13 and 14.
+        """
+        return 0.5 * torch.expm1(-2 * self.half_log_snr.diff())
+
+    @property
     def clipped_log_variance(self) -> Tensor:
         """log β̃_k, with the 0 of k = 1 replaced by β̃_2, (N,).
 

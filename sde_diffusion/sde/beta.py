@@ -61,7 +61,7 @@ class CosineBeta(BetaSchedule):
     max: float = 999.0
 
     def __post_init__(self) -> None:
-        require_positive(offset=self.offset)
+        require(self.offset >= 0, f"`offset` must be ≥ 0, got {self.offset}")
         least = self._speed * 2 * math.tan(self._phase)
         require(self.max > least, f"`max` must be > β(0) = {least:.4g}, got {self.max}")
 

@@ -119,7 +119,7 @@ def test_cosine_beta_is_the_published_curve() -> None:
         (lambda: LinearBeta(min=-1.0), "`min` must be > 0, got -1.0"),
         (lambda: LinearBeta(min=2.0, max=1.0), "`max` must be ≥ `min` = 2.0, got 1.0"),
         (lambda: BETAS["cosine"](max=0.01), r"`max` must be > β\(0\)"),
-        (lambda: BETAS["cosine"](offset=0.0), "`offset` must be > 0"),
+        (lambda: BETAS["cosine"](offset=-0.1), "`offset` must be ≥ 0, got -0.1"),
         (lambda: SDES["ve"](sigma_min=2.0, sigma_max=1.0), "`sigma_max` must be > `sigma_min` = 2.0"),
     ],
 )
