@@ -3,6 +3,7 @@
 A new trace estimator is a class here and a row in `DIVERGENCES`, a new dequantisation one in `DEQUANTISATIONS`.
 """
 
+from sde_diffusion.likelihood.bounds import Bound, chain_bound, continuous_bound, importance_weighted
 from sde_diffusion.likelihood.components import Cells, Split, nested_split, t_quantile
 from sde_diffusion.likelihood.dequantisation import (
     Dequantisation,
@@ -13,7 +14,9 @@ from sde_diffusion.likelihood.dequantisation import (
 from sde_diffusion.likelihood.divergence import Divergence, ExactTrace, Hutchinson
 from sde_diffusion.likelihood.flow import Likelihood, log_likelihood
 from sde_diffusion.likelihood.gaussian import GaussianReference
+from sde_diffusion.likelihood.ledger import LedgerOptions, LedgerRow, ledger
 from sde_diffusion.likelihood.summary import Interval, mean_interval, probe_half_width
+from sde_diffusion.likelihood.targets import Levels, Points, Target
 from sde_diffusion.likelihood.tolerance import Goal, Outcome, Scoring
 from sde_diffusion.likelihood.truncation import prior_gap, truncation_error
 
@@ -26,6 +29,7 @@ DEQUANTISATIONS: dict[str, type[Dequantisation]] = {
 __all__ = [
     "DEQUANTISATIONS",
     "DIVERGENCES",
+    "Bound",
     "Cells",
     "Dequantisation",
     "Dequantised",
@@ -35,12 +39,21 @@ __all__ = [
     "Goal",
     "Hutchinson",
     "Interval",
+    "LedgerOptions",
+    "LedgerRow",
+    "Levels",
     "Likelihood",
     "Outcome",
+    "Points",
     "Scoring",
     "Split",
+    "Target",
     "TruncatedNormal",
     "UniformDequantisation",
+    "chain_bound",
+    "continuous_bound",
+    "importance_weighted",
+    "ledger",
     "log_likelihood",
     "mean_interval",
     "nested_split",
