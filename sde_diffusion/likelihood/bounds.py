@@ -20,6 +20,7 @@ from torch import Tensor
 from sde_diffusion.chain import DiscreteChain, Variance
 from sde_diffusion.errors import require, require_positive
 from sde_diffusion.likelihood.targets import Target
+from sde_diffusion.likelihood.truncation import prior_gap, prior_kl
 from sde_diffusion.losses import ImportanceTime, LikelihoodWeighting, TimeSampler, denoising_error
 from sde_diffusion.rng import SampleStream
 from sde_diffusion.score import ScoreFn
@@ -49,14 +50,6 @@ class Bound:
     def log_prob(self) -> Tensor:
         """The lower bound of log p, (B,)."""
         return -(self.prior + self.diffusion + self.reconstruction)
-
-
-def prior_kl(x0: Tensor, mean_coef: Tensor, std: Tensor, prior_std: float) -> Tensor:
-    """KL(N(a x_0, σ² I) ‖ N(0, prior_std² I)) in nats, (B, *D) -> (B,) float64."""
-    variance = (std.double() / prior_std) ** 2
-    dims = x0[0].numel()
-    distance = flat_sum((mean_coef.double() * x0.double() / prior_std) ** 2)
-    return 0.5 * (distance + dims * (variance - 1 - variance.log()))
 
 
 @torch.no_grad()
@@ -104,12 +97,12 @@ def continuous_bound(
         eps = stream.normal(tuple(x0.shape[1:]), x0.dtype).to(x0.device)
         error = denoising_error(score_fn, sde, x0, t.clamp(sde.t_min, sde.t_max), eps)
         total += weighting.of_eps(sde, t) / density * error
-    ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
-    (a, a_end), (std, std_end) = sde.mean_coef(ends), sde.std(ends)
+    first = torch.tensor(sde.t_min, dtype=torch.float64)
+    a, std = sde.mean_coef(first), sde.std(first)
     return Bound(
-        prior=prior_kl(x0, a_end, std_end, sde.prior_std),
+        prior=prior_gap(sde, x0),
         diffusion=0.5 * x0[0].numel() * total / draws,
-        reconstruction=_reconstruction(score_fn, target, ends[0], a, std, std / a, denoise, stream),
+        reconstruction=_reconstruction(score_fn, target, first, a, std, std / a, denoise, stream),
         nfe=draws + denoise,
     )
 

@@ -19,12 +19,13 @@ from sde_diffusion.chain import DiscreteChain
 from sde_diffusion.data import DataSpec
 from sde_diffusion.errors import require, require_positive
 from sde_diffusion.grids import LogSNRGrid
-from sde_diffusion.likelihood.bounds import Bound, chain_bound, continuous_bound, importance_weighted, prior_kl
+from sde_diffusion.likelihood.bounds import Bound, chain_bound, continuous_bound, importance_weighted
 from sde_diffusion.likelihood.dequantisation import Dequantisation, Dequantised, TruncatedNormal, UniformDequantisation
 from sde_diffusion.likelihood.divergence import Divergence, Hutchinson
 from sde_diffusion.likelihood.flow import Likelihood, log_likelihood
 from sde_diffusion.likelihood.summary import mean_interval
 from sde_diffusion.likelihood.targets import Levels, Points, Target
+from sde_diffusion.likelihood.truncation import prior_gap
 from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers.ode import AdaptiveODE
@@ -256,8 +257,7 @@ def _chain(model: _Model, chain: DiscreteChain) -> Score:
 
 def _prior(model: _Model) -> Entry:
     def score(values: Tensor, start: int) -> Scores:
-        end = torch.tensor(model.sde.t_max, dtype=torch.float64)
-        gap = prior_kl(model.spec.to_model(values), model.sde.mean_coef(end), model.sde.std(end), model.sde.prior_std)
+        gap = prior_gap(model.sde, model.spec.to_model(values))
         return Scores(gap / (model.spec.dims * math.log(2)), 0)
 
     return Entry("prior", "the part KL(q(x_T | x_0) ‖ prior) of every SDE and chain row", score)

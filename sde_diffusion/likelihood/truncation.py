@@ -60,6 +60,11 @@ def prior_gap(sde: SDE, x0: Tensor) -> Tensor:
     Reference: Song et al. 2021, arXiv:2101.09258, section 3.
     """
     t = torch.tensor(sde.t_max, dtype=torch.float64)
-    a, ratio = float(sde.mean_coef(t)), (float(sde.std(t)) / sde.prior_std) ** 2
+    return prior_kl(x0, sde.mean_coef(t), sde.std(t), sde.prior_std)
+
+
+def prior_kl(x0: Tensor, mean_coef: Tensor, std: Tensor, prior_std: float) -> Tensor:
+    """KL(N(a x0, σ² I) ‖ N(0, prior_std² I)) in nats, (B, *D) -> (B,) float64; a and σ are ()."""
+    a, ratio = float(mean_coef), (float(std) / prior_std) ** 2
     spread = x0[0].numel() * (ratio - 1 - math.log(ratio))
-    return 0.5 * (spread + (a / sde.prior_std) ** 2 * flat_sum(x0.double() ** 2))
+    return 0.5 * (spread + (a / prior_std) ** 2 * flat_sum(x0.double() ** 2))
