@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import require_positive
+from sde_diffusion.errors import InputError, require_positive
 from sde_diffusion.sde import SDE
 
 
@@ -20,10 +20,22 @@ class TimeGrid(ABC):
         """Times for u ∈ [0, 1], monotone, `t_from` at u = 0 and `t_to` at u = 1; float64, shape of `u`."""
 
     def __call__(self, sde: SDE, t_from: float, t_to: float, steps: int) -> Tensor:
-        """The `steps` + 1 times from `t_from` to `t_to`, (steps + 1,) float64 on the CPU; the ends are exact."""
+        """The `steps` + 1 times from `t_from` to `t_to`, (steps + 1,) float64 on the CPU; the ends are exact.
+
+        Raises:
+            InputError: Two times coincide: there are too many steps, or the ends are too close.
+        """
         require_positive(steps=steps)
         times = self.spread(sde, torch.linspace(0, 1, steps + 1, dtype=torch.float64), t_from, t_to)
         times[0], times[-1] = t_from, t_to
+        ahead = times.diff() * math.copysign(1, t_to - t_from) > 0
+        if not ahead.all():
+            step = int((~ahead).nonzero()[0])
+            raise InputError(
+                f"the times of a grid must be distinct and in order, but step {step + 1} of {steps} of {self} from "
+                f"t = {t_from!r} to {t_to!r} goes from {float(times[step])!r} to {float(times[step + 1])!r}; take "
+                f"fewer steps, ends further apart, or another grid"
+            )
         return times
 
 

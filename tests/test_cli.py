@@ -145,6 +145,17 @@ BAD: dict[str, tuple[Given, str]] = {
         lambda d, t, c: ["sample", t, "--solver", "ode", "--set", "sampling.solver.steps=3"],
         "unknown config key 'sampling.solver.steps' of 'ode'; ",
     ),
+    "a grid with equal times": (
+        lambda d, t, c: [
+            *("sample", t, "--solver", "ddim", "--grid", "karras", "--set", "sampling.solver.grid.rho=0.001"),
+            *("--out", d / "out"),
+        ],
+        "the times of a grid must be distinct and in order, but step",
+    ),
+    "a grid between equal times": (
+        lambda d, t, c: ["sample", t, "--solver", "em", "--t-end", 1 - 1e-15, "--out", d / "out"],
+        "take fewer steps, ends further apart, or another grid",
+    ),
     "unknown split": (lambda d, t, c: ["likelihood", t, "--split", "tset"], "must be one of train, validation, test"),
     "unknown distribution": (lambda d, t, c: ["likelihood", t, "--distribution", "normal"], "rademacher, gaussian"),
     "wrong type": (

@@ -42,6 +42,12 @@ def test_karras_of_ve_is_the_published_list(count: int, low: float, high: float,
     torch.testing.assert_close(sde.std(KarrasGrid(rho=rho)(sde, 1.0, t_end, count - 1)), f64(sigmas), rtol=1e-9, atol=0)
 
 
+def test_a_rho_that_leaves_all_steps_to_one_end(sde: SDE) -> None:
+    """(std/a)^1000 spans more than floating-point numbers can tell apart."""
+    with pytest.raises(InputError, match=r"of KarrasGrid\(rho=0.001\) from t = 1.0 to 1e-05 goes from"):
+        KarrasGrid(rho=1e-3)(sde, 1.0, 1e-5, 10)
+
+
 @pytest.mark.parametrize("rho", [0.0, -1.0, float("nan")])
 def test_rho_must_be_positive(rho: float) -> None:
     with pytest.raises(InputError, match=f"`rho` must be > 0, got {rho}"):

@@ -45,9 +45,16 @@ def end_options(command: Command) -> Command:
 
 
 def solver_assignments(given: Mapping[str, Any], assignments: Sequence[str]) -> list[str]:
-    """Overrides of the config: the solver's name, the user's own `assignments`, then the options given by flags."""
-    named = as_assignments(sampling__solver__name=given["solver"])  # first, for another name drops the options
-    return [*named, *assignments, *as_assignments(**{f"sampling__solver__{key}": given[key] for key in FLAGS})]
+    """Overrides of the config: names, the user's own `assignments`, then the options given by flags.
+
+    The solver's name comes first and the grid's second, for another name drops the options of what had it.
+    """
+    naming = [text for text in assignments if text.partition("=")[0].strip() in (SECTION, f"{SECTION}.name")]
+    others = [text for text in assignments if text not in naming]
+    solver = as_assignments(sampling__solver__name=given["solver"])
+    grid = as_assignments(sampling__solver__grid__name=given["grid"])
+    options = {f"sampling__solver__{key}": given[key] for key in FLAGS if key != "grid"}
+    return [*solver, *naming, *grid, *others, *as_assignments(**options)]
 
 
 @contextmanager

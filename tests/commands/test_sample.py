@@ -208,6 +208,13 @@ def test_dry_run_prints_the_section_and_draws_nothing(tmp_path: Path, trained: P
     assert not (tmp_path / "out").exists()
 
 
+def test_the_grid_by_a_flag_keeps_options_set_by_their_keys(trained: Path) -> None:
+    for named in (["--solver", "ddim"], ["--set", "sampling.solver.name=ddim"]):
+        options = (*named, "--grid", "karras", "--set", "sampling.solver.grid.rho=5", "--set", "sampling.solver.eta=1")
+        solver = yaml.safe_load(succeed("sample", trained, *options, "--dry-run").out)["sampling"]["solver"]
+        assert (solver["name"], solver["eta"], solver["grid"]) == ("ddim", 1.0, {"name": "karras", "rho": 5.0})
+
+
 @pytest.mark.parametrize("key", ["sde.t_min=1e-4", "model.prediction=x0", "model.network.channels=4", "data=two_moons"])
 def test_what_the_weights_fix_cannot_be_changed(trained: Path, key: str) -> None:
     outcome = invoke("sample", trained, "--set", key)

@@ -1,6 +1,7 @@
 """What every time grid must satisfy, for every process and in both directions."""
 
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -44,6 +45,13 @@ def test_starts_anywhere(sde: SDE, grid: TimeGrid) -> None:
 def test_steps_must_be_positive(sde: SDE, grid: TimeGrid, steps: int) -> None:
     with pytest.raises(InputError, match=f"`steps` must be > 0, got {steps}"):
         grid(sde, 1.0, 0.1, steps)
+
+
+@pytest.mark.parametrize(("t_from", "t_to"), [(1.0, 1.0 - 1e-14), (1.0 - 1e-14, 1.0), (0.5, 0.5)])
+def test_times_must_not_coincide(sde: SDE, grid: TimeGrid, t_from: float, t_to: float) -> None:
+    message = rf"step \d+ of 1000 of {re.escape(str(grid))} from t = {t_from} to {t_to} goes from .*; take fewer steps"
+    with pytest.raises(InputError, match=message):
+        grid(sde, t_from, t_to, 1000)
 
 
 def test_is_a_value(grid: TimeGrid) -> None:
