@@ -5,7 +5,7 @@ input cannot work, with 1 where a run failed.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class InputError(ValueError):
@@ -24,6 +24,29 @@ class UnknownKeyError(InputError):
     def __init__(self, message: str, *, key: str, owner: str | None, known: Iterable[str]) -> None:
         super().__init__(message)
         self.key, self.owner, self.known = key, owner, tuple(known)
+
+
+class SolveError(InputError):
+    """A solve that had to stop: which, at what time, for which samples, why, and what to do.
+
+    Attributes:
+        t: The time.
+        samples: Indices of the samples in their batch; none where the solver cannot tell.
+        traced: Whether time and samples are where it went wrong, not only where that was noticed.
+    """
+
+    def __init__(
+        self, what: str, reason: str, *, t: float, samples: Sequence[int] = (), start: int = 0, traced: bool = True
+    ) -> None:
+        more = f" and {len(samples) - 1} more" if len(samples) > 1 else ""
+        who = f" for sample {start + samples[0]}{more}" if samples else ""
+        super().__init__(f"{what} stopped at t = {t:.6g}{who}: {reason}")
+        self.t, self.samples, self.traced = t, tuple(samples), traced
+        self._what, self._reason = what, reason
+
+    def counted_from(self, start: int) -> "SolveError":
+        """The same of a batch whose first sample is number `start` of a run."""
+        return SolveError(self._what, self._reason, t=self.t, samples=self.samples, start=start, traced=self.traced)
 
 
 class RunError(RuntimeError):

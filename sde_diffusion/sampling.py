@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import require
+from sde_diffusion.errors import SolveError, require
 from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers import SOLVERS
-from sde_diffusion.solvers.base import Observer, ReverseProcess, Solver, X0Map, as_time
+from sde_diffusion.solvers.base import NETWORK, Observer, ReverseProcess, Solver, X0Map, as_time, not_finite, traced
 from sde_diffusion.solvers.noise import NoiseSource, SeededNoise
 
 
@@ -55,6 +55,7 @@ def sample(
 
     Raises:
         InputError: `t_end` outside [t_min, t_max), or `x_init` not of `shape`.
+        SolveError: The solve failed, or gave values that are not finite; says when and for which sample.
     """
     t_end = _checked_end(sde, t_end)
     require(
@@ -63,23 +64,47 @@ def sample(
     )
     x = sde.prior_std * noise.prior(tuple(shape)) if x_init is None else x_init
     process = ReverseProcess(sde, score_fn, noise=noise, project=project, observer=observer)
-    x = solver.solve(process, x, sde.t_max, t_end)
+    x = _solve(process, solver, x, (sde.t_max, t_end), noise.start)
     if denoise:
-        x = process.x0(x, as_time(t_end))
+        x = _denoised(process, x, t_end, noise.start)
         process.observe(x, 0.0)
     return Samples(x, process.nfe, t_end)
 
 
+def _solve(process: ReverseProcess, solver: Solver, x: Tensor, ends: tuple[float, float], start: int) -> Tensor:
+    """`solver.solve`, whose errors name the time and the sample of the run."""
+
+    def again() -> Tensor:
+        watched = process.watched()
+        return x if watched is None else solver.solve(watched, x, *ends)
+
+    return traced(lambda: solver.solve(process, x, *ends), again, start=start)
+
+
+def _denoised(process: ReverseProcess, x: Tensor, t_end: float, start: int) -> Tensor:
+    """E[x_0 | x_{t_end}]; a sample whose solve failed on purpose stays NaN."""
+    clean = process.x0(x, as_time(t_end))
+    rows = sorted(set(not_finite(clean)) - set(not_finite(x)))
+    if rows:
+        raise SolveError("the final denoising", NETWORK, t=t_end, samples=rows, start=start)
+    return clean
+
+
 @torch.no_grad()
-def encode(score_fn: ScoreFn, sde: SDE, solver: Solver, x0: Tensor) -> Samples:
+def encode(score_fn: ScoreFn, sde: SDE, solver: Solver, x0: Tensor, *, start: int = 0) -> Samples:
     """The latent at `sde.t_max` of data `x0` (B, *D), taken to be the state at `sde.t_min`.
+
+    Args:
+        start: Index of the first example, for errors.
 
     Raises:
         InputError: A stochastic solver, which has no inverse.
+        SolveError: The solve failed; says when and for which sample.
     """
     require_deterministic(solver)
     process = ReverseProcess(sde, score_fn)
-    return Samples(solver.solve(process, x0, sde.t_min, sde.t_max), process.nfe, sde.t_max)
+    z = _solve(process, solver, x0, (sde.t_min, sde.t_max), start)
+    return Samples(z, process.nfe, sde.t_max)
 
 
 def decode(
@@ -91,14 +116,17 @@ def decode(
     t_end: float | None = None,
     denoise: bool = False,
     project: X0Map | None = None,
+    start: int = 0,
 ) -> Samples:
     """What the latents `z` (B, *D) at `sde.t_max` become: the inverse of `encode`, unless it is told to denoise.
 
     Args:
         t_end, denoise, project: As in `sample`.
+        start: Index of the first latent, for errors.
 
     Raises:
         InputError: A stochastic solver, or `t_end` outside [t_min, t_max).
+        SolveError: The solve failed; says when and for which sample.
     """
     require_deterministic(solver)
     return sample(
@@ -106,7 +134,7 @@ def decode(
         sde,
         solver,
         tuple(z.shape),
-        noise=SeededNoise(0),  # of which nothing is drawn
+        noise=SeededNoise(0, start=start),  # of which nothing is drawn
         t_end=t_end,
         x_init=z,
         denoise=denoise,

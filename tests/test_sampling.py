@@ -1,20 +1,22 @@
 """Sampling and encoding: where they start and end, and what is done to the result."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import InputError
+from sde_diffusion.errors import InputError, SolveError
 from sde_diffusion.grids import LogSNRGrid
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
 from sde_diffusion.sampling import Samples, decode, encode, sample
 from sde_diffusion.sde import SDE, VPSDE
-from sde_diffusion.solvers import DDIM, SOLVERS, Ancestral, EulerMaruyama, GridSolver, ODESolver, SeededNoise
+from sde_diffusion.solvers import DDIM, SOLVERS, Ancestral, EulerMaruyama, GridSolver, ODESolver, SeededNoise, Solver
 from tests.conftest import f64
+from tests.solvers.reference import GivenNoise
 
 SOLVER = EulerMaruyama(steps=4)
 DETERMINISTIC = [name for name, row in SOLVERS.items() if issubclass(row, GridSolver) and not row().stochastic]
@@ -177,3 +179,92 @@ def test_the_global_generator_is_left_alone() -> None:
     before = torch.get_rng_state()
     sample(mixture(VPSDE()).score, VPSDE(), SOLVER, (3, 2), noise=noise())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- a network that fails
+
+
+class Failing:
+    """A score that is not finite for sample 2 of the whole batch, and for no other, from a time on down."""
+
+    def __init__(self, value: float, below: float) -> None:
+        self.value, self.below, self.calls = value, below, 0
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        score = -x
+        score[2:4] = torch.where(t[2] < self.below, self.value, score[2:4])
+        return score
+
+
+FAST: dict[str, Solver] = {  # one of every row, in few steps
+    name: row(steps=10) if issubclass(row, GridSolver) else row() for name, row in SOLVERS.items()
+}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", [name for name, solver in FAST.items() if isinstance(solver, GridSolver)])
+def test_a_network_that_fails_is_told_with_time_and_sample(name: str, value: float) -> None:
+    score, solver = Failing(value, 0.45), FAST[name]
+    assert isinstance(solver, GridSolver)
+    times = solver.grid(VPSDE(), 1.0, 1e-5, 10)
+    first = max(float(t) for t in times if t < 0.45)
+    with pytest.raises(SolveError, match=r"the network gave NaN or infinity for a finite state; take") as caught:
+        sample(score, VPSDE(), solver, (6, 2), noise=SeededNoise(0, start=64, dtype=torch.float64))
+    assert caught.value.samples == (2, 3)
+    assert first <= caught.value.t < 0.45  # Langevin steps and churn are taken at other times than the grid's
+    assert re.search(r"stopped at t = 0\.\d+ for sample 66 and 1 more: ", str(caught.value))
+
+
+def test_a_state_that_overflows_is_told_from_a_network_that_fails() -> None:
+    with pytest.raises(
+        SolveError, match=r"for sample 0 and 2 more: the state left the range of floating-point numbers"
+    ):
+        sample(lambda x, t: 1e38 * x.sign(), VPSDE(), SOLVER, (3, 2), noise=SeededNoise(0))
+
+
+def test_a_network_that_fails_once_leaves_the_end_and_the_sample() -> None:
+    score = Failing(math.nan, 0.45)
+
+    def once(x: Tensor, t: Tensor) -> Tensor:
+        return score(x, t) if score.calls < 4 else -x
+
+    with pytest.raises(SolveError, match=r"the solve stopped at t = 1e-05 for sample 2 and 1 more: the state is not"):
+        sample(once, VPSDE(), SOLVER, (6, 2), noise=noise())
+
+
+def test_noise_that_cannot_be_drawn_again_leaves_the_end_and_the_sample() -> None:
+    draws = GivenNoise(torch.ones(5, 6, 2, dtype=torch.float64))
+    with pytest.raises(SolveError, match=r"the solve stopped at t = 1e-05 for sample 2 and 1 more: the state is not"):
+        sample(Failing(math.nan, 0.45), VPSDE(), SOLVER, (6, 2), noise=draws)
+
+
+def test_seeded_noise_is_drawn_again_from_the_first_step() -> None:
+    x, t = torch.zeros(3, 2), f64(0.5)
+    for prior in (True, False):
+        source = SeededNoise(3, start=2)
+        if prior:
+            source.prior((3, 2))
+        draws = [source(x, t, t) for _ in range(3)]
+        again = source.again()
+        assert all(torch.equal(draw, again(x, t, t)) for draw in draws)
+        assert again.start == 2
+
+
+def test_a_failing_final_denoising_is_told() -> None:
+    with pytest.raises(SolveError, match=r"the final denoising stopped at t = 1e-05 for sample 2 and 1 more: the netw"):
+        sample(Failing(math.nan, 1e-4), VPSDE(), SOLVER, (6, 2), noise=noise())
+
+
+def test_encode_tells_where_a_network_fails() -> None:
+    score = Failing(math.nan, 0.45)
+    with pytest.raises(SolveError, match=r"stopped at t = 1e-05 for sample 12 and 1 more: the network gave NaN"):
+        encode(score, VPSDE(), DDIM(steps=10), torch.ones(6, 2), start=10)
+    with pytest.raises(SolveError, match=r"stopped at t = 0\.4\d* for sample 12 and 1 more: the network gave NaN"):
+        decode(score, VPSDE(), DDIM(steps=20), torch.ones(6, 2), start=10)
+
+
+def test_a_sound_solve_looks_at_nothing_twice() -> None:
+    score = Failing(math.nan, 0.0)
+    found = sample(score, VPSDE(), SOLVER, (6, 2), noise=noise())
+    assert score.calls == found.nfe == 5

@@ -100,7 +100,7 @@ def _decode_all(loaded: Loaded, z: npt.NDArray[Any], store: GrowingArrays) -> No
     with tqdm(total=len(z), initial=len(store), unit="img", disable=None) as bar:
         while len(store) < len(z):
             part = torch.from_numpy(z[len(store) : len(store) + options.batch].astype(np.float32))
-            result = to_samples(loaded, part.to(loaded.device))
+            result = to_samples(loaded, part.to(loaded.device), len(store))
             rows = {"samples": spec.from_model(result.x).cpu().numpy(), "nfe": np.full(len(part), result.nfe)}
             store.append(**rows, **({} if options.label == -1 else {"labels": np.full(len(part), options.label)}))
             bar.update(len(part))

@@ -134,7 +134,7 @@ def _encode_all(loaded: Loaded, dataset: Dataset, store: GrowingArrays, how: dic
             limit=stop - begin - len(store),
         )
         for first, batch in batches:
-            latents = to_latents(loaded, batch.x)
+            latents = to_latents(loaded, batch.x, first)
             rows = {
                 "z": latents.x,
                 "index": torch.arange(first, first + len(batch.x)),
@@ -143,7 +143,7 @@ def _encode_all(loaded: Loaded, dataset: Dataset, store: GrowingArrays, how: dic
             if batch.label is not None:
                 rows["labels"] = batch.label
             if how["check"]:
-                rows |= _there_and_back(loaded.trained.spec, batch.x, undo(loaded, latents.x).x)
+                rows |= _there_and_back(loaded.trained.spec, batch.x, undo(loaded, latents.x, first).x)
             store.append(**{name: value.cpu().numpy() for name, value in rows.items()})
             bar.update(len(batch.x))
 

@@ -136,7 +136,7 @@ def _decode_all(loaded: Loaded, z: Tensor, weights: Tensor, store: GrowingArrays
         while len(store) < len(z):
             numbers = torch.arange(len(store), min(len(z), len(store) + options.batch))
             part = z[numbers.to(z.device)]
-            result = to_samples(loaded, part)
+            result = to_samples(loaded, part, len(store))
             store.append(
                 samples=spec.from_model(result.x).cpu().numpy(),
                 z=part.cpu().numpy(),

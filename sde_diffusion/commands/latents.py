@@ -17,21 +17,21 @@ from sde_diffusion.likelihood import mean_interval
 from sde_diffusion.sampling import Samples, decode, encode
 
 
-def to_latents(loaded: Loaded, x0: Tensor) -> Samples:
-    """Data at t_min to latents at t_max, by the config's solver and label."""
+def to_latents(loaded: Loaded, x0: Tensor, start: int = 0) -> Samples:
+    """Data at t_min to latents at t_max, by the config's solver and label; `start` is the first example's index."""
     trained = loaded.trained
     options = trained.config.sampling
-    return encode(trained.model.bind(options.label), trained.model.sde, options.solver, x0)
+    return encode(trained.model.bind(options.label), trained.model.sde, options.solver, x0, start=start)
 
 
-def undo(loaded: Loaded, z: Tensor) -> Samples:
+def undo(loaded: Loaded, z: Tensor, start: int) -> Samples:
     """Latents back to the state at t_min: what `to_latents` began with, but for the error of both ways."""
     trained = loaded.trained
     options = trained.config.sampling
-    return decode(trained.model.bind(options.label), trained.model.sde, options.solver, z)
+    return decode(trained.model.bind(options.label), trained.model.sde, options.solver, z, start=start)
 
 
-def to_samples(loaded: Loaded, z: Tensor) -> Samples:
+def to_samples(loaded: Loaded, z: Tensor, start: int) -> Samples:
     """Latents to samples, with the end that the config asks for."""
     trained = loaded.trained
     options = trained.config.sampling
@@ -43,6 +43,7 @@ def to_samples(loaded: Loaded, z: Tensor) -> Samples:
         t_end=options.t_end,
         denoise=options.denoise,
         project=options.projection,
+        start=start,
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import InputError, require_positive
+from sde_diffusion.errors import SolveError, require_positive
 from sde_diffusion.solvers.base import ReverseProcess, Solver
 from sde_diffusion.tensors import expand, flat_mean
 
@@ -98,7 +98,7 @@ class AdaptiveSDE(Solver):
         """See `Solver.solve`.
 
         Raises:
-            InputError: A step size fell to zero, which it does where the score is not finite, or `max_steps` was
+            SolveError: A step size fell to zero, which it does where the score is not finite, or `max_steps` was
                 reached; the message names the sample and its time.
         """
         t, path, previous = torch.full((len(x),), t_from, dtype=torch.float64), BrownianPath(x), x
@@ -152,8 +152,8 @@ class AdaptiveSDE(Solver):
         """Raise if an unfinished sample has a step too short to move its time."""
         stuck = (t > t_to) & (t - h == t)
         if bool(stuck.any()):
-            i = int(stuck.nonzero()[0])
-            raise InputError(f"the adaptive SDE solve of sample {i} stopped at t = {float(t[i]):.6g}: {reason}")
+            rows = stuck.nonzero()[:, 0].tolist()
+            raise SolveError("the adaptive SDE solve", reason, t=float(t[rows[0]]), samples=rows)
 
 
 def _at(mask: Tensor, x: Tensor) -> Tensor:

@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import require_positive
+from sde_diffusion.errors import SolveError, require_positive
 from sde_diffusion.grids import TimeGrid, UniformGrid
 from sde_diffusion.score import ScoreFn, eps_from_score, reverse_drift, score_from_x0, x0_from_score
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers.noise import NoiseSource
+
+STATE = "the state left the range of floating-point numbers; take more steps, or clip the predicted data"
+NETWORK = "the network gave NaN or infinity for a finite state; take other weights, such as an earlier checkpoint"
 
 Observer = Callable[[Tensor, float], None]
 """Called with the state (B, *D) and its time after every step."""
@@ -88,9 +91,37 @@ class ReverseProcess:
         if self._observer is not None:
             self._observer(x, t)
 
+    def watched(self) -> "ReverseProcess | None":
+        """The process as at the start of a solve, which stops at the first score that is not finite.
+
+        It looks at every score, which waits for the device. None where the noise cannot be drawn again.
+        """
+        noise = None if self._noise is None else self._noise.again()
+        if noise is None and self._noise is not None:
+            return None
+        return ReverseProcess(self.sde, _Watched(self._score_fn), noise=noise, project=self.project)
+
     def _evaluate(self, x: Tensor, t: Tensor) -> Tensor:
         self.nfe += 1
         return self._score_fn(x, t.to(x).expand(len(x)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Watched:
+    """A score function that raises `SolveError` where the state or the score is not finite, and names the samples."""
+
+    score_fn: ScoreFn
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        score = self.score_fn(x, t)
+        for values, reason in (
+            (x, STATE),
+            (score, NETWORK),
+        ):
+            rows = not_finite(values)
+            if rows:
+                raise SolveError("the solve", reason, t=float(t[rows[0]]), samples=rows)
+        return score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +166,54 @@ class GridSolver(Solver):
         """The state at `t_next`, and what the next step should know (None at the start)."""
 
     def solve(self, process: ReverseProcess, x: Tensor, t_from: float, t_to: float) -> Tensor:
+        """See `Solver.solve`.
+
+        Raises:
+            InputError: Two times of the grid coincide.
+            SolveError: The end is not finite.
+        """
         times = self.grid(process.sde, t_from, t_to, self.steps)
         state = None
         process.observe(x, t_from)
         for t, t_next in itertools.pairwise(times):
             x, state = self.step(process, x, t, t_next, state)
             process.observe(x, float(t_next))
+        rows = not_finite(x)  # once for the whole solve, for it waits for the device
+        if rows:
+            raise SolveError("the solve", "the state is not finite", t=t_to, samples=rows, traced=False)
         return x
+
+
+def not_finite(x: Tensor) -> list[int]:
+    """The samples of `x` (B, *D) with a number that is not finite. Waits for the device."""
+    if bool(x.isfinite().all()):
+        return []
+    rows: list[int] = (~x.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
+    return rows
+
+
+def traced(solve: Callable[[], Tensor], again: Callable[[], Tensor], *, start: int = 0) -> Tensor:
+    """`solve()`, whose errors name the time and the sample at which something was not finite first.
+
+    Nothing is looked at on the way: a solve that failed and cannot tell is done `again`, looking at every score.
+
+    Args:
+        again: The same solve, which raises where something is not finite.
+        start: Index of the first sample of the batch in its run.
+
+    Raises:
+        SolveError: The solve failed.
+    """
+    try:
+        return solve()
+    except SolveError as error:
+        failure = error
+    if not failure.traced:
+        try:
+            again()
+        except SolveError as error:
+            failure = error if error.traced else failure
+    raise failure.counted_from(start)
 
 
 def as_time(t: float) -> Tensor:

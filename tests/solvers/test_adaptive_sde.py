@@ -81,10 +81,12 @@ def test_failures_name_the_sample_and_its_time() -> None:
 
     x = torch.zeros(3, 1, dtype=torch.float64)
     process = ReverseProcess(sde, broken, noise=SeededNoise(0, dtype=torch.float64))
-    with pytest.raises(InputError, match=r"of sample 1 stopped at t = 0\.5\d*: the step size fell to zero"):
+    with pytest.raises(InputError, match=r"stopped at t = 0\.5\d* for sample 1: the step size fell to zero"):
         AdaptiveSDE().solve(process, x, 1.0, sde.t_min)
     process = ReverseProcess(sde, oracle.score, noise=SeededNoise(0, dtype=torch.float64))
-    with pytest.raises(InputError, match=r"of sample 0 stopped at t = 0\.\d+: `max_steps` = 5 were not enough"):
+    with pytest.raises(
+        InputError, match=r"stopped at t = 0\.\d+ for sample 0 and \d+ more: `max_steps` = 5 were not enough"
+    ):
         AdaptiveSDE(max_steps=5).solve(process, x, 1.0, sde.t_min)
     with pytest.raises(InputError, match="`rtol` must be > 0, got 0"):
         AdaptiveSDE(rtol=0.0)
