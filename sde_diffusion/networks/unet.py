@@ -11,6 +11,7 @@ with zeros like every other, and on the way up the row or column too many is cro
 Reference: Ho et al. 2020, arXiv:2006.11239, appendix B.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -20,6 +21,8 @@ from sde_diffusion.errors import require, require_positive
 from sde_diffusion.networks.attention import Attention
 from sde_diffusion.networks.blocks import Downsample, ResidualBlock, Upsample, group_norm, join, zeroed
 from sde_diffusion.networks.embedding import Condition
+
+logger = logging.getLogger(__name__)
 
 
 class Stage(nn.Module):
@@ -78,7 +81,8 @@ class UNet(nn.Module):
         multipliers: Width of each level as a multiple of `channels`; their number is the number of levels.
         blocks: Residual blocks per level on the way down; the way up has one more.
         attention: Resolutions with self-attention, each the smaller side of a level: 40 × 27 has 27, 14, 7. A number
-            that is no level's is without effect. The middle always has attention.
+            that is no level's is without effect, for one list may serve several sizes; that none is one is logged. The
+            middle always has attention.
         head_channels: Least width of an attention head; see `Attention`.
         dropout: Probability of dropping a feature inside the residual blocks, in training.
         groups: Most groups of a GroupNorm; each has at least 4 channels.
@@ -124,7 +128,14 @@ class UNet(nn.Module):
             )
 
         widths = [channels * multiplier for multiplier in multipliers]
-        attends = [-(-min(shape[1:]) // 2**level) in attention for level in range(len(widths))]
+        sides = [-(-min(shape[1:]) // 2**level) for level in range(len(widths))]
+        attends = [side in attention for side in sides]
+        if attention and not any(attends):
+            logger.warning(
+                "`attention` at %s meets no level of the U-Net, whose smaller sides are %s: only the middle has it",
+                ", ".join(map(str, attention)),
+                ", ".join(map(str, sides)),
+            )
 
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         skips: list[int] = []

@@ -33,6 +33,17 @@ def test_attention_sits_at_the_smaller_side_of_a_level_and_in_the_middle(
     assert sum(isinstance(module, Attention) for module in net.modules()) == expected
 
 
+@pytest.mark.parametrize(("attention", "told"), [((16,), True), ((16, 14), False), ((), False)])
+def test_attention_at_no_level_is_told(
+    attention: tuple[int, ...], told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    UNet((1, 28, 30), channels=8, attention=attention)
+    expected = (
+        "`attention` at 16 meets no level of the U-Net, whose smaller sides are 28, 14, 7: only the middle has it"
+    )
+    assert [record.getMessage() for record in caplog.records] == [expected] * told
+
+
 def test_heads_are_at_least_as_wide_as_asked() -> None:
     net = UNet((1, 8, 8), channels=24, multipliers=(1,), attention=(8,), head_channels=8)
     assert {module.heads for module in net.modules() if isinstance(module, Attention)} == {3}
