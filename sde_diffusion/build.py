@@ -13,7 +13,14 @@ from sde_diffusion.data import DATASETS, DataSource, DataSpec
 from sde_diffusion.data.digits import Digits
 from sde_diffusion.errors import InputError, require, require_positive
 from sde_diffusion.grids import GRIDS, TimeGrid
-from sde_diffusion.likelihood import DEQUANTISATIONS, DIVERGENCES, Dequantisation, Divergence, Hutchinson
+from sde_diffusion.likelihood import (
+    DEQUANTISATIONS,
+    DIVERGENCES,
+    Dequantisation,
+    Divergence,
+    Hutchinson,
+    UniformDequantisation,
+)
 from sde_diffusion.losses import TIME_SAMPLERS, WEIGHTINGS, TimeSampler, Weighting
 from sde_diffusion.model import NOISE_CONDITIONINGS, PREDICTIONS, ScoreModel
 from sde_diffusion.networks import NETWORKS, UNet
@@ -108,6 +115,11 @@ class LikelihoodConfig:
 
     Attributes:
         divergence: How the trace of the score's Jacobian is found.
+        dequantisation: The noise inside the bins of discrete data.
+        draws: Coupled draws of it in one replicate of an example, each a solve.
+        replicates: Independent repeats of the whole, each with its own noise and probes.
+        tol: Half-width at which to stop; null to score everything. Then probes and replicates are chosen on the way.
+        max_solves: Solves of one example after which a run to `tol` stops; null for no bound.
         rtol, atol, method: Of the ODE.
         split: Which split is scored.
         start, limit: First example, and number of examples; null for all from there.
@@ -116,6 +128,11 @@ class LikelihoodConfig:
     """
 
     divergence: Divergence = Hutchinson()
+    dequantisation: Dequantisation = UniformDequantisation()
+    draws: int = 1
+    replicates: int = 1
+    tol: float | None = None
+    max_solves: int | None = None
     method: Literal["dopri5", "dopri8", "bosh3", "adaptive_heun", "fehlberg2"] = "dopri5"
     rtol: float = 1e-5
     atol: float = 1e-5
@@ -127,6 +144,13 @@ class LikelihoodConfig:
 
     def __post_init__(self) -> None:
         require_positive(batch=self.batch, rtol=self.rtol, atol=self.atol)
+        require_positive(draws=self.draws, replicates=self.replicates)
+        require(self.tol is None or self.tol > 0, f"`tol` must be > 0, got {self.tol}")
+        require(self.max_solves is None or self.tol is not None, "`max_solves` bounds a run to `tol`, got no `tol`")
+        require(
+            self.tol is None or self.replicates == 1,
+            f"`replicates` are chosen on the way to `tol`, got {self.replicates}; drop one of the two",
+        )
         require(self.limit is None or self.limit > 0, f"`limit` must be > 0, got {self.limit}")
         require(self.start >= 0, f"`start` must be ≥ 0, got {self.start}")
         require(0 < self.confidence < 1, f"`confidence` must be in (0, 1), got {self.confidence}")

@@ -1,7 +1,8 @@
 """`likelihood`: bits/dim of data under a trained model."""
 
+import math
+import re
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,21 @@ from sde_diffusion.commands.common import (
     write_json,
 )
 from sde_diffusion.commands.examples import file_facts, open_examples
-from sde_diffusion.data import Batch, Dataset, sweep
+from sde_diffusion.commands.likelihood_report import Ends, end_rows, ends_of, split_facts, split_rows, table
+from sde_diffusion.commands.likelihood_tolerance import score_to_tolerance
+from sde_diffusion.data import Dataset, sweep
 from sde_diffusion.errors import InputError, require
-from sde_diffusion.likelihood import GaussianReference, log_likelihood, mean_interval, probe_half_width
+from sde_diffusion.likelihood import (
+    DEQUANTISATIONS,
+    Cells,
+    Examples,
+    GaussianReference,
+    Scores,
+    Split,
+    mean_interval,
+    nested_split,
+    probe_half_width,
+)
 from sde_diffusion.pictures import save_histogram
 from sde_diffusion.rng import derive_seed
 
@@ -34,13 +47,18 @@ Examples:
   python cli.py likelihood --limit 256 --probes 4
   python cli.py likelihood runs/digits_vp --exact --split train --limit 100
   python cli.py likelihood --file mine.npy --rtol 1e-6 --atol 1e-6
+  python cli.py likelihood --tol 0.02 --conf 0.95           # as many images, probes and repeats as that takes
 
 \b
-Each image is dequantised by one uniform draw that depends on the seed and its index. A killed run goes on where it
+Each image is dequantised by a draw that depends on the seed and its index. With --tol images come in random order, the
+ODE's tolerance is chosen unless it is given, and the mean stands for the whole split. A killed run goes on where it
 stopped.
 """
 
 _REFERENCE = 0x6A0551  # purpose of random numbers
+PROBING = ("probes", "distribution", "mode")  # options that the exact trace does not have
+SECTIONS = dict.fromkeys((*PROBING, "chunk"), "divergence__") | {"coupling": "dequantisation__"}
+PILOT = 64  # examples on which truncation and prior gap are measured
 REFERENCE_DIMS, REFERENCE_EXAMPLES = 4096, 60_000  # what a full covariance is affordable for
 
 
@@ -53,6 +71,15 @@ REFERENCE_DIMS, REFERENCE_EXAMPLES = 4096, 60_000  # what a full covariance is a
 @click.option("--probes", type=int, help="Random directions per image (Hutchinson).")
 @click.option("--distribution", help="Of their entries: rademacher or gaussian.")
 @click.option("--exact", is_flag=True, help="Exact trace: as many directions as there are dimensions.")
+@click.option("--chunk", type=int, help="Directions of one pass: more memory, fewer passes.")
+@click.option("--mode", help="Of their derivatives: reverse or forward.")
+@click.option("--dequantisation", help=f"{', '.join(DEQUANTISATIONS)}. Default: uniform.")
+@click.option("--coupling", help="Of its draws: independent, antithetic or stratified.")
+@click.option("--draws", type=int, help="Coupled draws in one replicate of an image.")
+@click.option("--replicates", type=int, help="Independent repeats, each with its own noise and directions.")
+@click.option("--tol", type=float, help="Stop at this half-width of the mean; says what it is made of.")
+@click.option("--conf", "confidence", type=float, help="Level of the interval. Default: 0.95.")
+@click.option("--max-solves", type=int, help="With --tol: solves of one image to stop at in any case.")
 @click.option("--rtol", type=float, help="Relative tolerance of the ODE.")
 @click.option("--atol", type=float, help="Absolute tolerance of the ODE.")
 @click.option("--batch", type=int, help="Examples scored at once.")
@@ -74,16 +101,13 @@ def likelihood(
     **given: Any,
 ) -> None:
     """Score data under CHECKPOINT, a file or a run's folder; under the newest run without one."""
-    require(
-        not exact or (given["probes"] is None and given["distribution"] is None),
-        "--exact needs no random directions; drop --probes and --distribution",
+    _refuse_contradictions(exact, data_file, given)
+    kind = "exact" if exact else "hutchinson" if any(given[key] is not None for key in PROBING) else None
+    named = as_assignments(
+        likelihood__divergence__name=kind, likelihood__dequantisation__name=given.pop("dequantisation")
     )
-    options = {f"likelihood__{key}": given[key] for key in ("split", "start", "limit", "rtol", "atol", "batch")}
-    trace = {f"likelihood__divergence__{key}": given[key] for key in ("probes", "distribution")}
-    require(not (data_file and given["split"]), "--file and --split exclude each other; drop one")
-    kind = "exact" if exact else "hutchinson" if given["probes"] or given["distribution"] else None
-    named = as_assignments(likelihood__divergence__name=kind)
-    overrides = [*named, *assignments, *as_assignments(**options, **trace, seed=seed)]
+    options = {f"likelihood__{SECTIONS.get(key, '')}{key}": value for key, value in given.items()}
+    overrides = [*named, *assignments, *as_assignments(**options, seed=seed)]
     loaded = load(checkpoint, config_file, overrides, device=device, ema=ema)
     config = loaded.trained.config
     click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}")
@@ -91,26 +115,45 @@ def likelihood(
         show_config({"seed": config.seed, "likelihood": plain_config(config)["likelihood"]})
         return
     dataset = open_examples(loaded.trained, config.likelihood.split, data_file)
+    require(
+        config.likelihood.start < len(dataset),
+        f"`likelihood.start` must be < {len(dataset)}, the size of the data, got {config.likelihood.start}",
+    )
     what = data_file.stem if data_file else config.likelihood.split
     folder = out or loaded.folder / f"likelihood_{what}_seed{config.seed}"
     source = file_facts(data_file) | {"ema": ema, "split": what, "seed": config.seed}
-    _score(loaded, dataset, reference, folder, source)
+    if config.likelihood.tol is None:
+        _score(loaded, dataset, reference, folder, source)
+        return
+    chosen = [*(f"likelihood.{key}" for key in ("rtol", "atol") if given[key] is not None), *assignments]
+    given_ode = any(re.match(r"likelihood\.(ode\.)?[ra]tol", key) for key in chosen)
+    score_to_tolerance(loaded, dataset, folder, source, given_ode=given_ode)
+
+
+def _refuse_contradictions(exact: bool, data_file: Path | None, given: dict[str, Any]) -> None:
+    require(
+        not exact or all(given[key] is None for key in PROBING),
+        "--exact needs no random directions; drop --probes, --distribution and --mode",
+    )
+    require(not (data_file and given["split"]), "--file and --split exclude each other; drop one")
+    for key in ("probes", "replicates"):
+        require(given["tol"] is None or given[key] is None, f"--tol chooses the {key} itself; drop --{key} or --tol")
+    require(given["max_solves"] is None or given["tol"] is not None, "--max-solves goes with --tol; give it as well")
 
 
 def _score(loaded: Loaded, dataset: Dataset, reference: bool, folder: Path, extra: dict[str, Any]) -> None:
     trained, clock = loaded.trained, time.perf_counter()
     options, what = trained.config.likelihood, extra["split"]
-    require(
-        options.start < len(dataset),
-        f"`likelihood.start` must be < {len(dataset)}, the size of the data, got {options.start}",
-    )
     facts = loaded.facts() | extra
     fixed = {key: value for key, value in facts.items() if key != "checkpoint"}
     store = GrowingArrays(make_folder(folder) / "per_image.npz", fixed | {"reference": reference})
     _score_all(loaded, dataset, _fit_reference(trained) if reference else None, store)
-    store.finish()
+    store.finish(without=("cells",))
     columns = {name: torch.from_numpy(values) for name, values in store.arrays.items()}
-    report = _report(trained, columns, options.confidence)
+    split = _split(trained, columns)
+    count = min(PILOT, len(columns["index"]))
+    ends = ends_of(trained, _examples(loaded, dataset), options.divergence, first=options.start, count=count)
+    report = _report(trained, columns, options.confidence) | {"split": split_facts(split)} | ends.facts()
     seconds = time.perf_counter() - clock
     write_json(folder / "likelihood.json", facts | report | {"seconds": seconds})
     save_histogram(
@@ -121,6 +164,7 @@ def _score(loaded: Loaded, dataset: Dataset, reference: bool, folder: Path, extr
         half_width=report["half_width"],
     )
     _print(trained, report, what, seconds)
+    _print_split(trained, split, ends)
     click.echo(f"wrote {folder / 'likelihood.json'}, per_image.npz, histogram.png")
 
 
@@ -128,44 +172,55 @@ def _score_all(loaded: Loaded, dataset: Dataset, reference: GaussianReference | 
     """Score what `store` lacks, batch by batch."""
     trained = loaded.trained
     options, spec = trained.config.likelihood, trained.spec
+    examples = _examples(loaded, dataset)
     stop = len(dataset) if options.limit is None else min(len(dataset), options.start + options.limit)
     with tqdm(total=stop - options.start, initial=len(store), unit="img", disable=None) as bar:
-        for start, batch in _examples(dataset, loaded, options.start + len(store), stop):
-            result = log_likelihood(
-                trained.model,
-                trained.model.sde,
-                batch.x,
-                divergence=options.divergence,
-                ode=options.ode,
-                seed=trained.config.seed,
-                start=start,
+        for start in range(options.start + len(store), stop, options.batch):
+            count = min(options.batch, stop - start)
+            rows = _rows(
+                [
+                    examples.score(
+                        trained.model,
+                        trained.model.sde,
+                        start,
+                        count,
+                        replicate=replicate,
+                        divergence=options.divergence,
+                        ode=options.ode,
+                    )
+                    for replicate in range(options.replicates)
+                ]
             )
-            rows = {
-                "bits_per_dim": spec.bits_per_dim(result.log_prob.double()),
-                "prior_nats": result.prior,
-                "delta_nats": result.delta.mean(1),
-                "standard_error_nats": result.standard_error,
-                "index": torch.arange(start, start + len(batch.x)),
-                "nfe": torch.full((len(batch.x),), result.nfe),
-            }
+            rows["index"] = torch.arange(start, start + count)
+            if options.divergence.exact:
+                rows["standard_error_nats"] = torch.zeros(count, dtype=torch.float64)
             if reference is not None:
-                rows["gaussian_bits_per_dim"] = spec.bits_per_dim(reference.log_prob(batch.x.cpu()))
+                x = examples.noised(start, count, trained.model.sde).x[0]
+                rows["gaussian_bits_per_dim"] = spec.bits_per_dim(reference.log_prob(x.cpu()))
             store.append(**{name: value.cpu().numpy() for name, value in rows.items()})
-            bar.update(len(batch.x))
+            bar.update(count)
 
 
-def _examples(dataset: Dataset, loaded: Loaded, start: int, stop: int) -> Iterable[tuple[int, Batch]]:
-    if start >= stop:
-        return ()
+def _examples(loaded: Loaded, dataset: Dataset) -> Examples:
     config = loaded.trained.config
-    return sweep(
-        dataset,
-        batch=config.likelihood.batch,
-        seed=config.seed,
-        device=loaded.device,
-        start=start,
-        limit=stop - start,
-    )
+    options, order = config.likelihood, torch.arange(len(dataset))
+    return Examples(dataset, order, options.dequantisation, options.draws, config.seed, loaded.device)
+
+
+def _rows(replicates: list[Scores]) -> dict[str, Tensor]:
+    """Columns of one batch from its replicates; a row is an example."""
+    cells = torch.stack([scores.bits_per_dim.mean(1) for scores in replicates], 1)  # (B, replicates, k)
+    delta = torch.stack([scores.delta.mean(1) for scores in replicates], 1)
+    probes = cells.shape[2]
+    error = delta.var(2).mean(1).div(probes * len(replicates)).sqrt() if probes > 1 else delta[:, 0, 0] * math.nan
+    return {
+        "bits_per_dim": cells.mean((1, 2)),
+        "prior_nats": torch.stack([scores.prior.mean(1) for scores in replicates], 1).mean(1),
+        "delta_nats": delta.mean((1, 2)),
+        "standard_error_nats": error,
+        "cells": cells,
+        "nfe": torch.full((len(cells),), sum(scores.nfe for scores in replicates)),
+    }
 
 
 def _report(trained: Trained, columns: dict[str, Tensor], confidence: float) -> dict[str, Any]:
@@ -206,13 +261,35 @@ def _print(trained: Trained, report: dict[str, Any], what: str, seconds: float) 
             f"{_with_error(report, 'gaussian_')} bits/dim for a Gaussian with full covariance fitted to the training "
             f"split, on the same examples"
         )
-    if report.get("half_width_of_probes") and report["half_width"] is not None:
-        click.echo(f"of the half-width, ± {report['half_width_of_probes']:.4f} comes from the trace probes")
     click.echo(f"units: {report['units']}")
     click.echo(
         f"density of the data noised to t = {report['density_at_t']:g}, prior {report['prior']}; "
         f"{report['nfe'][1]} score evaluations at most, {seconds:.1f} s"
     )
+
+
+def _split(trained: Trained, columns: dict[str, Tensor]) -> Split:
+    """What the interval of the mean over like images is made of, as far as replicates and probes tell."""
+    options, cells = trained.config.likelihood, columns["cells"]
+    return nested_split(
+        Cells.join(Cells.of(columns["index"], cells[:, replicate]) for replicate in range(cells.shape[1])),
+        confidence=options.confidence,
+        dequantised=trained.spec.levels is not None,
+        probed=not options.divergence.exact,
+    )
+
+
+def _print_split(trained: Trained, split: Split, ends: Ends) -> None:
+    options = trained.config.likelihood
+    notes = {"images": f"{split.count} images"}
+    if trained.spec.levels is not None:
+        draws = f" of {options.draws} coupled draws" if options.draws > 1 else ""
+        notes["dequantisation"] = f"{options.replicates} replicate{'s' * (options.replicates > 1)}{draws}"
+    if not options.divergence.exact:
+        notes["probes"] = f"{options.divergence.estimates} a solve"
+    rows = split_rows(split, notes) if math.isfinite(split.half_width) else []
+    level = f"± bits/dim ({100 * options.confidence:g} %)"
+    click.echo(table(("source", "what", level), rows, end_rows(ends, trained)))
 
 
 def _with_error(report: dict[str, Any], prefix: str) -> str:

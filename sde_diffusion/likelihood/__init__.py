@@ -15,6 +15,7 @@ from sde_diffusion.likelihood.divergence import Divergence, ExactTrace, Hutchins
 from sde_diffusion.likelihood.flow import Likelihood, log_likelihood
 from sde_diffusion.likelihood.gaussian import GaussianReference
 from sde_diffusion.likelihood.ledger import LedgerOptions, LedgerRow, ledger
+from sde_diffusion.likelihood.scoring import Examples, Scores
 from sde_diffusion.likelihood.summary import Interval, mean_interval, probe_half_width
 from sde_diffusion.likelihood.targets import Levels, Points, Target
 from sde_diffusion.likelihood.tolerance import Goal, Outcome, Scoring
@@ -35,6 +36,7 @@ __all__ = [
     "Dequantised",
     "Divergence",
     "ExactTrace",
+    "Examples",
     "GaussianReference",
     "Goal",
     "Hutchinson",
@@ -45,6 +47,7 @@ __all__ = [
     "Likelihood",
     "Outcome",
     "Points",
+    "Scores",
     "Scoring",
     "Split",
     "Target",

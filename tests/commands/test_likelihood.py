@@ -12,9 +12,11 @@ import torch
 import yaml
 from sklearn.datasets import load_digits
 
-from sde_diffusion.likelihood import mean_interval
+from sde_diffusion.likelihood import Examples, Scores, mean_interval
+from sde_diffusion.score import ScoreFn
+from sde_diffusion.sde import SDE
 from tests.commands.running import TINY, invoke, succeed, train
-from tests.commands.test_sample import counting, killed_after
+from tests.commands.test_sample import killed_after
 from tests.training.test_trainer import Killed
 
 LOOSE = ("--rtol", 0.1, "--atol", 0.1)
@@ -49,7 +51,10 @@ def test_bits_per_dim_with_interval_units_and_reference(tmp_path: Path, trained:
     assert told["gaussian_bits_per_dim"] == pytest.approx(rows["gaussian_bits_per_dim"].mean(), rel=1e-12)
     assert "64 dimensions of 17 levels" in outcome.out
     assert "prior N(0, 1² I) at t = 1" in outcome.out
-    assert ("comes from the trace probes" in outcome.out) == (trace != ("--exact",))
+    assert ("trace probes    2 a solve" in outcome.out) == (trace != ("--exact",))
+    assert re.search(r"truncation +p at t_min = 1e-05 for p at 0, first order +[-+]\d", outcome.out)
+    assert re.search(r"prior gap +N\(0, 1² I\) for p at t = 1, upper bound +≤ \+0\.0", outcome.out)
+    assert told["prior_gap_bound"]["mean"] > 0
     if trace == ("--exact",):
         assert not rows["standard_error_nats"].any()
 
@@ -146,14 +151,40 @@ def test_killed_scoring_goes_on_where_it_stopped(
         killed_after(patch, 2)
         with pytest.raises(Killed):
             invoke(*options, "--out", tmp_path / "killed")
-    sizes = counting(monkeypatch, "likelihood", "log_likelihood", lambda *arguments, **_: len(arguments[2]))
+    scored: list[int] = []
+    score = Examples.score
+
+    def counting(examples: Examples, score_fn: ScoreFn, sde: SDE, first: int, count: int, **options: Any) -> Scores:
+        scored.append(count)
+        return score(examples, score_fn, sde, first, count, **options)
+
+    monkeypatch.setattr(Examples, "score", counting)
     succeed(*options, "--out", tmp_path / "killed")
-    assert sizes == [2]
+    assert scored == [2]
     whole, killed = arrays(tmp_path / "whole"), arrays(tmp_path / "killed")
     assert whole.keys() == killed.keys()
     assert all(np.array_equal(whole[name], killed[name], equal_nan=True) for name in whole)
     told = facts(tmp_path / "killed")
     assert {**told, "seconds": 0} == {**facts(tmp_path / "whole"), "seconds": 0}
+
+
+def test_replicates_tell_dequantisation_and_probes_apart(tmp_path: Path, trained: Path) -> None:
+    options = ("--probes", 2, "--replicates", 2, "--draws", 2, "--coupling", "antithetic", "--conf", 0.9)
+    outcome = succeed("likelihood", trained, *LOOSE, *options, "--limit", 6, "--no-reference", "--out", tmp_path)
+    split = facts(tmp_path)["split"]
+    assert all(part["variance"] is not None for part in split.values())
+    assert re.search(r"dequantisation +2 replicates of 2 coupled draws +\d", outcome.out)
+    assert "± bits/dim (90 %)" in outcome.out
+    assert facts(tmp_path)["config"]["likelihood"]["dequantisation"] == {"name": "uniform", "coupling": "antithetic"}
+    rows = arrays(tmp_path)
+    nats = torch.from_numpy(rows["prior_nats"] + rows["delta_nats"])
+    torch.testing.assert_close(torch.from_numpy(rows["bits_per_dim"]), -nats / (64 * np.log(2)) + np.log2(17 / 2))
+
+
+def test_what_one_probe_and_one_replicate_cannot_tell_is_said(tmp_path: Path, trained: Path) -> None:
+    outcome = succeed("likelihood", trained, *LOOSE, "--limit", 3, "--no-reference", "--out", tmp_path)
+    assert "not told apart from the images" in outcome.out
+    assert facts(tmp_path)["split"]["probes"] == {"half_width": None, "variance": None}
 
 
 def test_dry_run_prints_the_section_and_scores_nothing(tmp_path: Path, trained: Path) -> None:

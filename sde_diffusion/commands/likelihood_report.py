@@ -1,0 +1,101 @@
+"""What `likelihood` says of its error: the split of the half-width, and what no half-width covers."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.build import Trained
+from sde_diffusion.likelihood import Divergence, Examples, Interval, Split, prior_gap, t_quantile, truncation_error
+
+NAMES = {"images": "finite subset", "dequantisation": "dequantisation", "probes": "trace probes"}
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What the two ends of the flow do to the mean, in bits/dim, over some of the examples.
+
+    Attributes:
+        truncation: Bits/dim under p at t_min minus those under p at 0, to first order.
+        prior_gap: Upper bound of what the prior in place of p_T adds, for an exact score.
+    """
+
+    truncation: Interval
+    prior_gap: Interval
+
+    def facts(self) -> dict[str, Any]:
+        """For the JSON file."""
+        return {
+            "truncation": {"mean": self.truncation.mean, "half_width": finite(self.truncation.half_width)},
+            "prior_gap_bound": {"mean": self.prior_gap.mean, "half_width": finite(self.prior_gap.half_width)},
+        }
+
+
+def ends_of(trained: Trained, examples: Examples, divergence: Divergence, *, first: int, count: int) -> Ends:
+    """Truncation and prior gap over the first draw of `count` examples. Costs one score with its trace for each."""
+    sde, spec, options = trained.model.sde, trained.spec, trained.config.likelihood
+    batch, confidence = options.batch, options.confidence
+    truncation, gap = [], []
+    for start in range(first, first + count, batch):
+        x = examples.noised(start, min(batch, first + count - start), sde).x[0]
+        error = truncation_error(trained.model, sde, x, divergence=divergence, seed=examples.seed, start=start)
+        truncation.append(-error.cpu() / (spec.dims * math.log(2)))
+        gap.append(prior_gap(sde, x).cpu() / (spec.dims * math.log(2)))
+    return Ends(_interval(torch.cat(truncation), confidence), _interval(torch.cat(gap), confidence))
+
+
+def _interval(values: Tensor, confidence: float) -> Interval:
+    n = len(values)
+    error = float(values.std()) / math.sqrt(n) * t_quantile(confidence, n - 1) if n > 1 else math.nan
+    return Interval(float(values.mean()), error)
+
+
+def finite(value: float) -> float | None:
+    """A number that JSON knows, or null."""
+    return value if math.isfinite(value) else None
+
+
+def split_facts(split: Split) -> dict[str, Any]:
+    """The split for the JSON file: half-widths, and the variance of one draw from each source."""
+    variances = (split.images, split.dequantisation, split.probes)
+    return {
+        name: {"half_width": finite(width), "variance": finite(variance)}
+        for (name, width), variance in zip(split.half_widths.items(), variances, strict=True)
+    }
+
+
+def split_rows(split: Split, notes: dict[str, str]) -> list[tuple[str, str, str]]:
+    """Rows (source, what, half-width) of the random sources; `notes` says what each is, and one without is left out."""
+    unknown = {"dequantisation": "not told apart from the images", "probes": "not told apart from the dequantisation"}
+    return [
+        (NAMES[name], notes[name], unknown[name] if math.isnan(width) else f"{width:.5f}")
+        for name, width in split.half_widths.items()
+        if name in notes
+    ]
+
+
+def end_rows(ends: Ends, trained: Trained) -> list[tuple[str, str, str]]:
+    """Rows of what the half-width does not cover."""
+    sde = trained.model.sde
+    shift, gap = ends.truncation, ends.prior_gap
+    return [
+        ("truncation", f"p at t_min = {sde.t_min:g} for p at 0, first order", signed(shift)),
+        ("prior gap", f"N(0, {sde.prior_std:g}² I) for p at t = {sde.t_max:g}, upper bound", f"≤ {gap.mean:+.5f}"),
+    ]
+
+
+def signed(interval: Interval) -> str:
+    """A bias with its interval."""
+    return f"{interval.mean:+.5f}" + ("" if math.isnan(interval.half_width) else f" ± {interval.half_width:.5f}")
+
+
+def table(header: tuple[str, str, str], rows: list[tuple[str, str, str]], apart: list[tuple[str, str, str]]) -> str:
+    """Aligned columns, with a rule before the rows that are apart."""
+    widths = [max(len(row[column]) for row in [header, *rows, *apart]) for column in range(3)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    more = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in apart]
+    first = "  ".join(cell.ljust(width) for cell, width in zip(header, widths, strict=True)).rstrip()
+    rule = "─" * sum(widths, 4)
+    return "\n".join([first, rule, *lines, *([rule, *more] if more else [])])

@@ -1,0 +1,246 @@
+"""`likelihood --tol`: bits/dim of a split to a stated half-width, and what the half-width is made of."""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from sde_diffusion.build import Trained
+from sde_diffusion.commands.common import GrowingArrays, Loaded, make_folder, write_json
+from sde_diffusion.commands.likelihood_report import (
+    Ends,
+    end_rows,
+    ends_of,
+    finite,
+    signed,
+    split_facts,
+    split_rows,
+    table,
+)
+from sde_diffusion.data import Dataset
+from sde_diffusion.likelihood import Divergence, Examples, Goal, Hutchinson, Outcome, Scoring
+from sde_diffusion.likelihood.tolerance import LADDER, PILOT_PROBES, Request, Tolerance
+from sde_diffusion.pictures import save_histogram
+from sde_diffusion.rng import generator
+from sde_diffusion.solvers import PerSampleODE
+
+_ORDER = 0x0DE4  # purpose of random numbers
+FINER = 0.1  # of the user's ODE tolerance, to measure its error by
+
+
+def score_to_tolerance(
+    loaded: Loaded, dataset: Dataset, folder: Path, extra: dict[str, Any], *, given_ode: bool
+) -> None:
+    """Score until the half-width is met, print the split, write `likelihood.json`, `scores.npz` and a histogram.
+
+    Args:
+        loaded: The model; its section `likelihood` says what is wanted.
+        dataset: The examples, of which `start` and `limit` say which the mean stands for.
+        folder: Where the files go.
+        extra: Facts that the results depend on besides those of `loaded`.
+        given_ode: Whether the user chose the ODE's tolerances; if not they are chosen here.
+
+    Raises:
+        InputError: A budget that cannot hold the pilot.
+    """
+    clock, trained = time.perf_counter(), loaded.trained
+    options = trained.config.likelihood
+    examples = _in_random_order(loaded, dataset)
+    goal = Goal(tol=options.tol or 0.0, confidence=options.confidence, max_solves=options.max_solves)
+    ladder = LADDER
+    if given_ode:
+        ladder = tuple(Tolerance(scale * options.ode.rtol, scale * options.ode.atol) for scale in (1, FINER))
+    facts = loaded.facts() | extra
+    fixed = {key: value for key, value in facts.items() if key != "checkpoint"} | {"ladder": ladder}
+    with tqdm(unit="solve", disable=None) as bar:
+        solves = _Solves(loaded, examples, bar)
+        scoring = Scoring(
+            solves,
+            len(examples.order),
+            goal,
+            ladder=ladder,
+            dequantised=trained.spec.levels is not None,
+            probed=not options.divergence.exact,
+            draws=options.draws,
+            tell=lambda outcome: bar.set_postfix_str(f"{_mean(outcome)} → ± {goal.tol:g} bits/dim"),
+        )
+        solves.store = GrowingArrays(make_folder(folder) / "scores.npz", fixed)
+        solves.stored = solves.store.arrays
+        outcome = scoring.run()
+    solves.store.finish()
+    probes = _with_probes(options.divergence, PILOT_PROBES)
+    count = min(goal.pilot, len(examples.order))
+    ends = ends_of(trained, examples, probes, first=0, count=count)
+    columns = {name: torch.from_numpy(values) for name, values in solves.store.arrays.items()}
+    report = _report(trained, outcome, ends, columns, goal, len(examples.order))
+    seconds = time.perf_counter() - clock
+    write_json(folder / "likelihood.json", facts | report | {"seconds": seconds})
+    save_histogram(
+        folder / "histogram.png",
+        _per_image(columns, outcome),
+        label=f"bits/dim, {extra['split']} of {trained.spec.name}",
+        mean=outcome.split.mean,
+        half_width=outcome.half_width,
+    )
+    _print(trained, outcome, ends, report, goal, extra["split"], seconds)
+    click.echo(f"wrote {folder / 'likelihood.json'}, scores.npz, histogram.png")
+
+
+class _Solves:
+    """Scores as they are asked for: taken from the disk as long as there are any, computed from there on."""
+
+    store: GrowingArrays
+    stored: dict[str, NDArray[Any]]
+
+    def __init__(self, loaded: Loaded, examples: Examples, bar: "tqdm[Any]") -> None:
+        self._loaded, self._examples, self._bar, self._used = loaded, examples, bar, 0
+
+    def __call__(self, request: Request) -> Tensor:
+        batch, stop = self._loaded.trained.config.likelihood.batch, request.first + request.count
+        pieces = []
+        for first in range(request.first, stop, batch):
+            piece = dataclasses.replace(request, first=first, count=min(batch, stop - first))
+            pieces.append(self._score(piece).reshape(piece.count, -1, request.probes).mean(1))
+            self._bar.update(piece.count * self._examples.draws)
+        return torch.cat(pieces)
+
+    def _score(self, request: Request) -> Tensor:
+        draws = self._examples.draws
+        rows = slice(self._used, self._used + request.count * draws * request.probes)
+        self._used = rows.stop
+        if rows.start < len(self.stored.get("place", ())):
+            assert self.stored["place"][rows][0] == request.first
+            assert self.stored["rtol"][rows][0] == request.ode.rtol
+            return torch.from_numpy(self.stored["bits_per_dim"][rows])
+        trained = self._loaded.trained
+        options = trained.config.likelihood
+        scores = self._examples.score(
+            trained.model,
+            trained.model.sde,
+            request.first,
+            request.count,
+            replicate=request.replicate,
+            divergence=_with_probes(options.divergence, request.probes),
+            ode=PerSampleODE(rtol=request.ode.rtol, atol=request.ode.atol),
+        )
+        place, draw, probe = np.indices(scores.bits_per_dim.shape).reshape(3, -1)
+        place = place + request.first
+        self.store.append(
+            place=place,
+            index=self._examples.order.numpy()[place],
+            replicate=np.full_like(place, request.replicate),
+            draw=draw,
+            probe=probe,
+            rtol=np.full(len(place), request.ode.rtol),
+            atol=np.full(len(place), request.ode.atol),
+            nfe=np.full_like(place, scores.nfe // draws),
+            bits_per_dim=scores.bits_per_dim.flatten().numpy(),
+        )
+        return scores.bits_per_dim.flatten()
+
+
+def _in_random_order(loaded: Loaded, dataset: Dataset) -> Examples:
+    """The examples from `start` to `limit`; the first of a sorted data set would stand for nothing."""
+    config = loaded.trained.config
+    options = config.likelihood
+    stop = len(dataset) if options.limit is None else min(len(dataset), options.start + options.limit)
+    order = torch.randperm(stop - options.start, generator=generator(config.seed, _ORDER)) + options.start
+    return Examples(dataset, order, options.dequantisation, options.draws, config.seed, loaded.device)
+
+
+def _with_probes(divergence: Divergence, probes: int) -> Divergence:
+    return dataclasses.replace(divergence, probes=probes) if isinstance(divergence, Hutchinson) else divergence
+
+
+def _per_image(columns: dict[str, Tensor], outcome: Outcome) -> Tensor:
+    """Mean score of each image at the tolerance that was chosen, (n,)."""
+    rows = columns["rtol"] == outcome.tolerance.rtol
+    _, image = torch.unique(columns["index"][rows], return_inverse=True)
+    totals = torch.zeros(outcome.split.count, 2, dtype=torch.float64)
+    values = columns["bits_per_dim"][rows]
+    totals.index_add_(0, image, torch.stack([values, torch.ones_like(values)], 1))
+    return totals[:, 0] / totals[:, 1]
+
+
+def _mean(outcome: Outcome) -> str:
+    return f"{outcome.split.mean:.4f} ± {outcome.half_width:.4f}"
+
+
+def _report(
+    trained: Trained, outcome: Outcome, ends: Ends, columns: dict[str, Tensor], goal: Goal, population: int
+) -> dict[str, Any]:
+    sde, split = trained.model.sde, outcome.split
+    ode = {"mean": outcome.ode.mean, "half_width": outcome.ode.half_width, "share": outcome.ode_share}
+    return {
+        "bits_per_dim": split.mean,
+        "half_width": outcome.half_width,
+        "confidence": goal.confidence,
+        "tol": goal.tol,
+        "status": outcome.status,
+        "images": split.count,
+        "population": population,
+        "solves": outcome.solves,
+        "probes": outcome.probes,
+        "degrees_of_freedom": finite(split.df),
+        "ode_tolerance": outcome.tolerance._asdict(),
+        "split": split_facts(split) | {"ode": ode},
+        "units": trained.spec.describe_units(),
+        "prior": f"N(0, {sde.prior_std:g}² I) at t = {sde.t_max:g}",
+        "density_at_t": sde.t_min,
+        "nfe": [int(columns["nfe"].min()), int(columns["nfe"].max())],
+    } | ends.facts()
+
+
+def _print(
+    trained: Trained,
+    outcome: Outcome,
+    ends: Ends,
+    report: dict[str, Any],
+    goal: Goal,
+    what: str,
+    seconds: float,
+) -> None:
+    level, population = f"{100 * goal.confidence:g} %", report["population"]
+    click.echo(f"{_mean(outcome)} bits/dim ({level} interval of the mean over {what} of {trained.spec.name})")
+    options = trained.config.likelihood
+    notes = {"images": f"{outcome.split.count} of {population} images, in random order"}
+    if trained.spec.levels is not None:
+        notes["dequantisation"] = f"{options.draws} draw{'s' * (options.draws > 1)} in a replicate"
+    if isinstance(options.divergence, Hutchinson):
+        notes["probes"] = f"{outcome.probes} {options.divergence.distribution} a solve, {PILOT_PROBES} in the pilot"
+    rows = split_rows(outcome.split, notes)
+    ode = f"rtol {outcome.tolerance.rtol:g}, atol {outcome.tolerance.atol:g}: {signed(outcome.ode)}"
+    rows.append(("ODE", ode, f"{outcome.ode_share:.5f}"))
+    rows.append(("total", "√(sum of squares) + ODE", f"{outcome.half_width:.5f}"))
+    click.echo(table(("source", "what", f"± bits/dim ({level})"), rows, end_rows(ends, trained)))
+    click.echo(f"units: {report['units']}")
+    click.echo(f"{outcome.solves} solves of one image, {seconds:.1f} s")
+    if outcome.status != "met":
+        click.echo(f"the tolerance ± {goal.tol:g} was not met: {advice(outcome, goal)}")
+    if abs(ends.truncation.mean) > goal.tol:
+        click.echo(
+            f"warning: the truncation is larger than the tolerance; the figure is that of the data noised to "
+            f"t = {trained.model.sde.t_min:g}, not of the data"
+        )
+
+
+def advice(outcome: Outcome, goal: Goal) -> str:
+    """What the error that is left comes from, and what would lessen it."""
+    if outcome.status == "ode":
+        return f"the ODE's error alone is ± {outcome.ode_share:.5f}; give tighter --rtol and --atol, or a larger --tol"
+    widths = {name: width for name, width in outcome.split.half_widths.items() if not math.isnan(width)}
+    largest = max(widths, key=lambda name: widths[name])
+    ratio = (outcome.split.half_width / (goal.tol - outcome.ode_share)) ** 2
+    source = {"images": "the finite subset", "dequantisation": "the dequantisation", "probes": "the trace probes"}
+    return (
+        f"after {outcome.solves} solves most of the error comes from {source[largest]}; "
+        f"give --max-solves {math.ceil(outcome.solves * ratio)} or so, or --tol {outcome.half_width:.2g}"
+    )
