@@ -195,6 +195,36 @@ BAD: dict[str, tuple[Given, str]] = {
     "count 0": (lambda d, t, c: ["sample", t, "--count", 0], "`count` must be > 0, got 0"),
     "steps 0": (lambda d, t, c: ["train", "--steps", 0], "`steps` must be > 0, got 0"),
     "solver steps -1": (lambda d, t, c: ["sample", t, "--solver", "em", "--steps", -1], "`steps` must be > 0, got -1"),
+    "nfe 0": (lambda d, t, c: ["sample", t, "--nfe", 0], "--nfe must be > 0, got 0"),
+    "nfe no number": (lambda d, t, c: ["sample", t, "--nfe", "ten"], "'ten' is not a valid integer"),
+    "nfe and steps": (
+        lambda d, t, c: ["sample", t, "--nfe", 10, "--steps", 5],
+        "--nfe decides how many steps there are, so --steps cannot be given beside it; leave one of them out",
+    ),
+    "nfe and steps by key": (
+        lambda d, t, c: ["sample", t, "--nfe", 10, "--solver", "em", "--set", "sampling.solver.steps=5"],
+        "so --set sampling.solver.steps cannot be given beside it",
+    ),
+    "nfe and a tolerance": (
+        lambda d, t, c: ["sample", t, "--nfe", 10, "--rtol", 1e-3],
+        "so --rtol cannot be given beside it",
+    ),
+    "nfe and a grid alone": (
+        lambda d, t, c: ["sample", t, "--nfe", 10, "--grid", "karras"],
+        "--nfe chooses the grid with the solver; name a --solver too, or leave --grid out",
+    ),
+    "nfe of an adaptive solver": (
+        lambda d, t, c: ["sample", t, "--nfe", 10, "--solver", "ode"],
+        "--nfe cannot set the steps of the solver 'ode', which chooses its own by its tolerances; take one of em, ",
+    ),
+    "nfe too small": (
+        lambda d, t, c: ["sample", t, "--nfe", 1, "--solver", "heun"],
+        "`nfe` must be ≥ 2, got 1: a step of Heun takes 2",
+    ),
+    "nfe too small to denoise": (
+        lambda d, t, c: ["sample", t, "--nfe", 1, "--denoise"],
+        "`nfe` must be ≥ 2, got 1: a step of UniPC takes 1 and the final denoising 1",
+    ),
     "rtol 0": (lambda d, t, c: ["sample", t, "--solver", "ode", "--rtol", 0], "`rtol` must be > 0"),
     "atol -1 to score": (lambda d, t, c: ["likelihood", t, "--atol", -1], "`atol` must be > 0"),
     "atol nan": (lambda d, t, c: ["likelihood", t, "--atol", "nan"], "must be a finite number"),
