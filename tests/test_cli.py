@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from sde_diffusion import __version__, files
 from sde_diffusion.commands import cli, main
+from sde_diffusion.model import ScoreModel
+from sde_diffusion.solvers import SOLVERS, PerSampleODE
 from sde_diffusion.training import RunFolder
 from tests.commands.conftest import labelled, trained  # noqa: F401  fixtures
 from tests.commands.running import TINY, Outcome, invoke, succeed
@@ -347,6 +350,43 @@ def test_bad_input_is_one_clear_line(name: str, away: Path, trained: Path, label
 def refused(outcome: Outcome, message: str) -> None:
     assert outcome.code == 2
     assert message in outcome.error
+
+
+PER_SAMPLE = next(name for name, row in SOLVERS.items() if row is PerSampleODE)
+
+
+def test_a_tolerance_out_of_reach(away: Path, trained: Path) -> None:  # noqa: F811
+    budget = ("--solver", PER_SAMPLE, "--set", "sampling.solver.max_nfe=20", "--out", away / "out")
+    message = r"stopped at t = [\de.-]+ for sample 0 .*: max_nfe = 20 were not enough; loosen rtol = 1e-05"
+    for command in (["sample", trained, "--count", 2], ["encode", trained, "--limit", 2]):
+        outcome = invoke(*command, *budget)
+        assert outcome.code == 2
+        assert re.search(message, outcome.error)
+    budget = ("--solver", "adaptive_sde", "--set", "sampling.solver.max_steps=5", "--out", away / "out")
+    outcome = invoke("sample", trained, "--count", 2, *budget)
+    refused(outcome, "for sample 0 and 1 more: `max_steps` = 5 were not enough; loosen `rtol` and `atol`")
+
+
+def test_a_network_that_gives_nan_is_told_with_time_and_sample(
+    away: Path,
+    trained: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sample 4 of the run: the first of the second batch of four."""
+    inner, calls = ScoreModel.forward, []
+
+    def forward(model: ScoreModel, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        score = inner(model, x, t, label)
+        calls.append(x)
+        wrong = (t < 0.5) if len(calls) > 11 else torch.zeros_like(t, dtype=torch.bool)  # 10 and the denoising
+        score[0] = torch.where(wrong[0], torch.nan, score[0])
+        return score
+
+    monkeypatch.setattr(ScoreModel, "forward", forward)
+    options = ("--solver", "ddim", "--steps", 10, "--count", 6, "--batch", 4, "--out", away / "out")
+    outcome = invoke("sample", trained, *options)
+    assert outcome.code == 2
+    assert re.search(r"stopped at t = 0\.4\d* for sample 4: the network gave NaN or infinity", outcome.error)
 
 
 def test_cuda_where_there_is_none(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
