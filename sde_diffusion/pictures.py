@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,6 +85,20 @@ def save_histogram(path: Path, values: Tensor, *, label: str, mean: float, half_
     if half_width is not None:
         axes.axvspan(mean - half_width, mean + half_width, color="#c44e52", alpha=0.25)
     axes.set(xlabel=label, ylabel="examples")
+    axes.legend()
+    _save_figure(path, figure)
+
+
+def save_curves(
+    path: Path, x: Sequence[float], curves: Mapping[str, Sequence[tuple[float, float]]], *, xlabel: str, ylabel: str
+) -> None:
+    """Draw means with the half-widths of their intervals against x, on a logarithmic scale, a named curve each."""
+    figure = _figure(7, 4)
+    axes = figure.add_subplot()
+    for label, points in curves.items():
+        mean, half_width = zip(*points, strict=True)
+        axes.errorbar(x, mean, yerr=half_width, label=label, marker=".", capsize=2)
+    axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log")
     axes.legend()
     _save_figure(path, figure)
 

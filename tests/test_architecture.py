@@ -23,7 +23,8 @@ RANKS = {
     "likelihood": 5, "pictures": 5, "sampling": 5,
     "config": 6, "training": 6,
     "build": 7,
-    "commands": 8,
+    "verify": 8,
+    "commands": 9,
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from sde_diffusion.commands.interpolate import interpolate
 from sde_diffusion.commands.likelihood import likelihood
 from sde_diffusion.commands.sample import sample
 from sde_diffusion.commands.train import train
+from sde_diffusion.commands.verify import verify
 from sde_diffusion.errors import InputError, RunError
 from sde_diffusion.version import __version__
 
@@ -22,6 +23,7 @@ Examples:
   python cli.py sample --solver ode
   python cli.py likelihood --limit 100
   python cli.py interpolate --pair 3 17
+  python cli.py verify
 """
 
 
@@ -32,7 +34,7 @@ def cli() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
 
 
-for command in (train, sample, likelihood, encode, decode, interpolate):
+for command in (train, sample, likelihood, encode, decode, interpolate, verify):
     cli.add_command(command)
 
 
