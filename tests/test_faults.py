@@ -1,0 +1,24 @@
+"""The faults of `benchmarks/mutants.py` still apply: a refactoring that moves their text must move them too."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import sde_diffusion
+
+ROOT = Path(sde_diffusion.__file__).parent
+sys.path.insert(0, str(ROOT.parent / "benchmarks"))
+
+from faults import FAULTS, Fault  # noqa: E402
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_the_text_of_a_fault_stands_once(fault: Fault) -> None:
+    text = (ROOT / fault.file).read_text()
+    assert text.count(fault.old) == 1
+    compile(text.replace(fault.old, fault.new), fault.file, "exec")
+
+
+def test_there_are_enough_of_them_and_each_has_its_name() -> None:
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 40
