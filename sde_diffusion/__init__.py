@@ -48,6 +48,7 @@ from sde_diffusion.solvers import (
     SeededNoise,
     Solver,
     UniPC,
+    for_budget,
 )
 from sde_diffusion.training import EMA, load_checkpoint
 from sde_diffusion.version import __version__
@@ -109,6 +110,7 @@ __all__ = [
     "dsm_loss",
     "encode",
     "eps_from_score",
+    "for_budget",
     "generator",
     "load_checkpoint",
     "log_likelihood",

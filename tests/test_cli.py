@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from sde_diffusion import __version__, files
 from sde_diffusion.commands import cli, main
+from sde_diffusion.model import ScoreModel
+from sde_diffusion.solvers import SOLVERS, PerSampleODE
 from sde_diffusion.training import RunFolder
 from tests.commands.conftest import labelled, trained  # noqa: F401  fixtures
 from tests.commands.running import TINY, Outcome, invoke, succeed
@@ -195,6 +198,36 @@ BAD: dict[str, tuple[Given, str]] = {
     "count 0": (lambda d, t, c: ["sample", t, "--count", 0], "`count` must be > 0, got 0"),
     "steps 0": (lambda d, t, c: ["train", "--steps", 0], "`steps` must be > 0, got 0"),
     "solver steps -1": (lambda d, t, c: ["sample", t, "--solver", "em", "--steps", -1], "`steps` must be > 0, got -1"),
+    "nfe 0": (lambda d, t, c: ["sample", t, "--nfe", 0], "--nfe must be > 0, got 0"),
+    "nfe no number": (lambda d, t, c: ["sample", t, "--nfe", "ten"], "'ten' is not a valid integer"),
+    "nfe and steps": (
+        lambda d, t, c: ["sample", t, "--nfe", 10, "--steps", 5],
+        "--nfe decides how many steps there are, so --steps cannot be given beside it; leave one of them out",
+    ),
+    "nfe and steps by key": (
+        lambda d, t, c: ["sample", t, "--nfe", 10, "--solver", "em", "--set", "sampling.solver.steps=5"],
+        "so --set sampling.solver.steps cannot be given beside it",
+    ),
+    "nfe and a tolerance": (
+        lambda d, t, c: ["sample", t, "--nfe", 10, "--rtol", 1e-3],
+        "so --rtol cannot be given beside it",
+    ),
+    "nfe and a grid alone": (
+        lambda d, t, c: ["sample", t, "--nfe", 10, "--grid", "karras"],
+        "--nfe chooses the grid with the solver; name a --solver too, or leave --grid out",
+    ),
+    "nfe of an adaptive solver": (
+        lambda d, t, c: ["sample", t, "--nfe", 10, "--solver", "ode"],
+        "--nfe cannot set the steps of the solver 'ode', which chooses its own by its tolerances; take one of em, ",
+    ),
+    "nfe too small": (
+        lambda d, t, c: ["sample", t, "--nfe", 1, "--solver", "heun"],
+        "`nfe` must be ≥ 2, got 1: a step of Heun takes 2",
+    ),
+    "nfe too small to denoise": (
+        lambda d, t, c: ["sample", t, "--nfe", 1, "--denoise"],
+        "`nfe` must be ≥ 2, got 1: a step of UniPC takes 1 and the final denoising 1",
+    ),
     "rtol 0": (lambda d, t, c: ["sample", t, "--solver", "ode", "--rtol", 0], "`rtol` must be > 0"),
     "atol -1 to score": (lambda d, t, c: ["likelihood", t, "--atol", -1], "`atol` must be > 0"),
     "atol nan": (lambda d, t, c: ["likelihood", t, "--atol", "nan"], "must be a finite number"),
@@ -317,6 +350,43 @@ def test_bad_input_is_one_clear_line(name: str, away: Path, trained: Path, label
 def refused(outcome: Outcome, message: str) -> None:
     assert outcome.code == 2
     assert message in outcome.error
+
+
+PER_SAMPLE = next(name for name, row in SOLVERS.items() if row is PerSampleODE)
+
+
+def test_a_tolerance_out_of_reach(away: Path, trained: Path) -> None:  # noqa: F811
+    budget = ("--solver", PER_SAMPLE, "--set", "sampling.solver.max_nfe=20", "--out", away / "out")
+    message = r"stopped at t = [\de.-]+ for sample 0 .*: max_nfe = 20 were not enough; loosen rtol = 1e-05"
+    for command in (["sample", trained, "--count", 2], ["encode", trained, "--limit", 2]):
+        outcome = invoke(*command, *budget)
+        assert outcome.code == 2
+        assert re.search(message, outcome.error)
+    budget = ("--solver", "adaptive_sde", "--set", "sampling.solver.max_steps=5", "--out", away / "out")
+    outcome = invoke("sample", trained, "--count", 2, *budget)
+    refused(outcome, "for sample 0 and 1 more: `max_steps` = 5 were not enough; loosen `rtol` and `atol`")
+
+
+def test_a_network_that_gives_nan_is_told_with_time_and_sample(
+    away: Path,
+    trained: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sample 4 of the run: the first of the second batch of four."""
+    inner, calls = ScoreModel.forward, []
+
+    def forward(model: ScoreModel, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        score = inner(model, x, t, label)
+        calls.append(x)
+        wrong = (t < 0.5) if len(calls) > 11 else torch.zeros_like(t, dtype=torch.bool)  # 10 and the denoising
+        score[0] = torch.where(wrong[0], torch.nan, score[0])
+        return score
+
+    monkeypatch.setattr(ScoreModel, "forward", forward)
+    options = ("--solver", "ddim", "--steps", 10, "--count", 6, "--batch", 4, "--out", away / "out")
+    outcome = invoke("sample", trained, *options)
+    assert outcome.code == 2
+    assert re.search(r"stopped at t = 0\.4\d* for sample 4: the network gave NaN or infinity", outcome.error)
 
 
 def test_cuda_where_there_is_none(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

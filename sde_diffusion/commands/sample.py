@@ -1,6 +1,7 @@
 """`sample`: draw from a trained model."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ from sde_diffusion.commands.common import (
     show_config,
     write_json,
 )
-from sde_diffusion.commands.solving import end_options, naming_flags, solver_assignments, solver_options
+from sde_diffusion.commands.solving import (
+    budget_option,
+    check_budget,
+    end_options,
+    naming_flags,
+    solver_assignments,
+    solver_options,
+    spend_budget,
+)
 from sde_diffusion.pictures import save_samples, save_strip
 from sde_diffusion.sampling import Samples
 from sde_diffusion.sampling import sample as draw
@@ -30,6 +39,8 @@ from sde_diffusion.solvers import SeededNoise
 EPILOG = """\b
 Examples:
   python cli.py sample                                     # newest run
+  python cli.py sample --nfe 10                            # the best that 10 score evaluations can do
+  python cli.py sample --nfe 10 --solver heun              # 4 steps of 2, and the final denoising
   python cli.py sample --solver em --steps 500
   python cli.py sample --solver ancestral --steps 100 --grid log_snr --count 16 --trajectory
   python cli.py sample runs/digits_vp --solver ode --rtol 1e-4 --atol 1e-4 --seed 1
@@ -47,6 +58,7 @@ PICTURED, POINTS = 100, 5000  # most samples in a picture: images, and points of
 
 @click.command(epilog=EPILOG, short_help="Draw samples from a model.")
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@budget_option
 @solver_options
 @end_options
 @click.option("--count", type=int, help="Number of samples.")
@@ -70,9 +82,11 @@ def sample(
     """Draw samples from CHECKPOINT, a file or a run's folder; from the newest run without one."""
     options = {f"sampling__{key}": given[key] for key in ("t_end", "denoise", "clip", "count", "batch", "label")}
     overrides = [*solver_assignments(given, assignments), *as_assignments(**options, seed=seed)]
+    check_budget(given, assignments)
     with naming_flags(given):
         loaded = load(checkpoint, config_file, overrides, device=device, ema=ema)
-    config = loaded.trained.config
+    config = spend_budget(given, assignments, loaded.trained.config)
+    loaded = replace(loaded, trained=replace(loaded.trained, config=config))
     click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}")
     if dry_run:
         show_config({"seed": config.seed, "sampling": plain_config(config)["sampling"]})

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
+from sde_diffusion.build import Config
 from sde_diffusion.commands.common import Command, as_assignments
-from sde_diffusion.errors import InputError, UnknownKeyError
+from sde_diffusion.errors import InputError, UnknownKeyError, require
 from sde_diffusion.grids import GRIDS
-from sde_diffusion.solvers import SOLVERS
+from sde_diffusion.solvers import SOLVERS, GridSolver, Solver, for_budget, within
 
 SECTION = "sampling.solver"
 FLAGS = ("steps", "grid", "rtol", "atol")  # options of solvers that have one of the command line's own
@@ -42,6 +43,74 @@ def end_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def budget_option(command: Command) -> Command:
+    """--nfe."""
+    return click.option(
+        "--nfe",
+        type=int,
+        help="Score evaluations per sample, the final denoising included: chooses solver, grid, steps and end, or the "
+        "steps of the --solver that is named.",
+    )(command)
+
+
+def check_budget(given: Mapping[str, Any], assignments: Sequence[str]) -> None:
+    """Refuse options that say otherwise than --nfe.
+
+    Raises:
+        InputError: They do.
+    """
+    if given["nfe"] is None:
+        return
+    require(given["nfe"] > 0, f"--nfe must be > 0, got {given['nfe']}")
+    for key in ("steps", "rtol", "atol"):
+        by_key = any(assignment.partition("=")[0].strip() == f"{SECTION}.{key}" for assignment in assignments)
+        flag = f"--set {SECTION}.{key}" if by_key else f"--{key}"
+        require(
+            given[key] is None and not by_key,
+            f"--nfe decides how many steps there are, so {flag} cannot be given beside it; leave one of them out",
+        )
+    require(
+        given["grid"] is None or _names_solver(given, assignments),
+        "--nfe chooses the grid with the solver; name a --solver too, or leave --grid out",
+    )
+
+
+def _names_solver(given: Mapping[str, Any], assignments: Sequence[str]) -> bool:
+    """Whether the user says anything of the solver but its grid."""
+    return given["solver"] is not None or any(assignment.strip().startswith(SECTION) for assignment in assignments)
+
+
+def spend_budget(given: Mapping[str, Any], assignments: Sequence[str], config: Config) -> Config:
+    """`config` with what --nfe chooses: all, or the steps alone of a solver that the user names.
+
+    Raises:
+        InputError: Too little for one step, or an adaptive solver, which chooses its own.
+    """
+    nfe, options = given["nfe"], config.sampling
+    if nfe is None:
+        return config
+    denoise = None if options.denoise and given["denoise"] is None else options.denoise
+    if _names_solver(given, assignments):
+        fitting = [name for name, row in SOLVERS.items() if issubclass(row, GridSolver)]
+        require(
+            isinstance(options.solver, GridSolver),
+            f"--nfe cannot set the steps of the solver {name_of(options.solver)!r}, which chooses its own by its "
+            f"tolerances; take one of {', '.join(fitting)}, or no --solver",
+        )
+        assert isinstance(options.solver, GridSolver)
+        plan = within(options.solver, nfe, denoise=denoise)
+    else:
+        plan = for_budget(nfe, denoise=denoise)
+    t_end = plan.t_end(config.sde) if options.t_end is None else options.t_end
+    sampling = dataclasses.replace(options, solver=plan.solver, denoise=plan.denoise, t_end=t_end)
+    return dataclasses.replace(config, sampling=sampling)
+
+
+def name_of(solver: Solver) -> str:
+    """Its row in `SOLVERS`."""
+    return next(name for name, row in SOLVERS.items() if type(solver) is row)
 
 
 def solver_assignments(given: Mapping[str, Any], assignments: Sequence[str]) -> list[str]:

@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import require
+from sde_diffusion.errors import SolveError, require
 from sde_diffusion.likelihood.divergence import Divergence, TraceFn, score_and_trace
 from sde_diffusion.score import ScoreFn, reverse_drift
 from sde_diffusion.sde import SDE
-from sde_diffusion.solvers.base import ReverseProcess
+from sde_diffusion.solvers.base import NETWORK, ReverseProcess, not_finite, traced
 from sde_diffusion.solvers.ode import AdaptiveODE
-from sde_diffusion.solvers.runge_kutta import sample_rms, select
+from sde_diffusion.solvers.runge_kutta import Rhs, sample_rms, select
 from sde_diffusion.tensors import expand
 
 LogProb = Callable[[Tensor], Tensor]
@@ -91,6 +91,19 @@ class _AugmentedFlow:
         return replace(self, trace=select(self.trace, rows))
 
 
+def watched(rhs: Rhs) -> Rhs:
+    """The same right-hand side, which raises where it is not finite and names the time and the samples."""
+
+    def checked(t: Tensor, y: Tensor) -> Tensor:
+        slope = rhs(t, y)
+        rows = not_finite(slope)
+        if rows:
+            raise SolveError("the solve", NETWORK, t=float(t.expand(len(y))[rows[0]]), samples=rows)
+        return slope
+
+    return checked
+
+
 def log_likelihood(
     score_fn: ScoreFn,
     sde: SDE,
@@ -122,7 +135,8 @@ def log_likelihood(
         `Likelihood`; its `nfe` is the cost.
 
     Raises:
-        InputError: `x0` is no floating-point batch, the score cannot be differentiated, or the solve fails.
+        InputError: `x0` is no floating-point batch, or the score cannot be differentiated.
+        SolveError: The solve fails; says when and for which sample.
 
     Reference: Song et al. 2021, arXiv:2011.13456, eqs. 39 and 40.
     """
@@ -138,7 +152,11 @@ def log_likelihood(
         return torch.maximum(sample_rms(error[:, :dims]), error[:, dims:].abs().amax(1))
 
     start_state = torch.cat([x0.detach().flatten(1), x0.new_zeros(len(x0), divergence.estimates)], 1)
-    end_state = ode.integrate(rhs, start_state, sde.t_min, sde.t_max, norm=norm)
+
+    def solve(rhs: Rhs) -> Tensor:
+        return ode.integrate(rhs, start_state, sde.t_min, sde.t_max, norm=norm)
+
+    end_state = traced(lambda: solve(rhs), lambda: solve(watched(rhs)), start=start)
     z = end_state[:, :dims].reshape(x0.shape)
     prior = (prior_log_prob or sde.prior_log_prob)(z)
     return Likelihood(prior=prior, delta=end_state[:, dims:], z=z, nfe=process.nfe, exact=divergence.exact)

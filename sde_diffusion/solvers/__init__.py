@@ -3,6 +3,7 @@
 from sde_diffusion.solvers.adaptive_sde import AdaptiveSDE
 from sde_diffusion.solvers.ancestral import Ancestral
 from sde_diffusion.solvers.base import GridSolver, ReverseProcess, Solver
+from sde_diffusion.solvers.budget import Plan, for_budget, within
 from sde_diffusion.solvers.correctors import CORRECTORS, AnnealedLangevin, Corrector, Langevin
 from sde_diffusion.solvers.ddim import DDIM
 from sde_diffusion.solvers.deis import DEIS
@@ -55,10 +56,13 @@ __all__ = [
     "NoiseSource",
     "ODESolver",
     "PerSampleODE",
+    "Plan",
     "PredictorCorrector",
     "ReverseDiffusion",
     "ReverseProcess",
     "SeededNoise",
     "Solver",
     "UniPC",
+    "for_budget",
+    "within",
 ]

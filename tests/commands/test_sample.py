@@ -234,3 +234,31 @@ def test_an_error_before_the_first_sample_leaves_no_partial_results(tmp_path: Pa
     outcome = invoke("sample", trained, "--t-end", 1e-6, "--out", tmp_path / "out")
     assert outcome.code == 2
     assert not (tmp_path / "out" / "samples.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "solver", "steps", "nfe"),
+    [
+        ((), "unipc", 9, 10),
+        (("--solver", "heun"), "heun", 4, 9),
+        (("--solver", "em", "--grid", "log_snr"), "em", 9, 10),
+        (("--solver", "em", "--no-denoise"), "em", 10, 10),
+        (("--set", "sampling.solver={name: ddim, eta: 0.5}"), "ddim", 9, 10),
+    ],
+)
+def test_a_budget_is_spent(
+    tmp_path: Path, trained: Path, options: tuple[str, ...], solver: str, steps: int, nfe: int
+) -> None:
+    succeed("sample", trained, "--nfe", 10, *options, "--count", 2, "--out", tmp_path)
+    told = facts(tmp_path)
+    assert told["nfe"] == [nfe, nfe]
+    chosen = told["config"]["sampling"]
+    assert (chosen["solver"]["name"], chosen["solver"]["steps"]) == (solver, steps)
+    assert (chosen["t_end"] is not None) == (not options), "a named solver keeps its end"
+
+
+def test_a_budget_of_one_has_no_denoising_and_a_given_end_stays(tmp_path: Path, trained: Path) -> None:
+    one = yaml.safe_load(succeed("sample", trained, "--nfe", 1, "--dry-run").out)["sampling"]
+    assert (one["solver"]["steps"], one["denoise"], one["t_end"]) == (1, False, None)
+    ended = yaml.safe_load(succeed("sample", trained, "--nfe", 8, "--t-end", 0.01, "--dry-run").out)["sampling"]
+    assert (ended["solver"]["steps"], ended["denoise"], ended["t_end"]) == (7, True, 0.01)
