@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, alternate, describe, machine_facts, short, table, use_one_thread, write_results
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from sde_diffusion.build import choose_device, load_trained, read_config
@@ -39,45 +38,24 @@ from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import SampleStream
 from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import SDE, VESDE, VPSDE, SubVPSDE
-from sde_diffusion.solvers import AdaptiveODE, ODESolver, PerSampleODE, ReverseProcess
-from sde_diffusion.solvers.runge_kutta import Norm, Rhs, sample_rms
+from sde_diffusion.solvers import AdaptiveODE, PerSampleODE, ReverseProcess, ScipyODE, TorchdiffeqODE
 from sde_diffusion.training import load_checkpoint
 
 BANDWIDTH = 0.1  # of the kernel density, in model coordinates
 TOLERANCES = [10 ** (-k / 2) for k in range(4, 15)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SciPyODE(AdaptiveODE):
-    """solve_ivp over the whole batch in float64 on the CPU, with one error norm, as score_sde does it."""
-
-    order = 5
-
-    method: str = "RK45"
-
-    def solve(self, process: ReverseProcess, x: Tensor, t_from: float, t_to: float) -> Tensor:
-        return self.integrate(lambda t, y: process.drift(y, t, eta=0.0), x, t_from, t_to)
-
-    def integrate(self, rhs: Rhs, y: Tensor, t_from: float, t_to: float, *, norm: Norm = sample_rms) -> Tensor:
-        def flat(t: float, state: Any) -> Any:
-            now = torch.from_numpy(state).to(y).reshape(y.shape)
-            return rhs(torch.tensor(t, dtype=torch.float64), now).double().flatten().numpy()
-
-        start = y.double().flatten().numpy()
-        done = solve_ivp(flat, (t_from, t_to), start, method=self.method, rtol=self.rtol, atol=self.atol)
-        return torch.from_numpy(done.y[:, -1]).to(y).reshape(y.shape)
-
-
 SOLVERS: dict[str, AdaptiveODE] = {
-    "per sample, dopri5": PerSampleODE(),
-    "per sample, tsit5": PerSampleODE(method="tsit5"),
+    "per sample, tsit5": PerSampleODE(),
+    "per sample, tsit5, clock t": PerSampleODE(clock="t"),
+    "per sample, dopri5": PerSampleODE(method="dopri5"),
     "per sample, dop853": PerSampleODE(method="dop853"),
-    "shared, torchdiffeq dopri5, worst sample": ODESolver(),
-    "shared, torchdiffeq dopri8, worst sample": ODESolver(method="dopri8"),
-    "shared, SciPy RK45, batch mean": SciPyODE(),
-    "shared, SciPy DOP853, batch mean": SciPyODE(method="DOP853"),
+    "shared, torchdiffeq dopri5, worst sample": TorchdiffeqODE(),
+    "shared, torchdiffeq dopri8, worst sample": TorchdiffeqODE(method="dopri8"),
+    "shared, SciPy RK45, batch mean": ScipyODE(),
+    "shared, SciPy DOP853, batch mean": ScipyODE(method="DOP853"),
 }
-REFERENCE = ODESolver(method="dopri8", rtol=1e-10, atol=1e-10)
+REFERENCE = TorchdiffeqODE(method="dopri8", rtol=1e-10, atol=1e-10)
 
 
 @dataclass(eq=False)

@@ -28,7 +28,7 @@ from sde_diffusion.projections import PROJECTIONS, Clip, Projection
 from sde_diffusion.registry import lookup
 from sde_diffusion.rng import derive_seed
 from sde_diffusion.sde import BETAS, SDE, SDES, VPSDE, BetaSchedule
-from sde_diffusion.solvers import CORRECTORS, SOLVERS, Corrector, ODESolver, Solver
+from sde_diffusion.solvers import CORRECTORS, ODES, SOLVERS, AdaptiveODE, Corrector, PerSampleODE, Solver
 from sde_diffusion.training import Checkpoint, LossConfig, RunFolder, Trainer, TrainingConfig
 
 _WEIGHTS = 0xB01D  # purpose of random numbers: a network's first weights
@@ -41,6 +41,7 @@ REGISTRIES: Registries = {
     Weighting: WEIGHTINGS,
     TimeSampler: TIME_SAMPLERS,
     Solver: SOLVERS,
+    AdaptiveODE: ODES,
     Corrector: CORRECTORS,
     TimeGrid: GRIDS,
     Projection: PROJECTIONS,
@@ -81,7 +82,7 @@ class SamplingConfig:
     Attributes:
         solver: The solver and its options.
         count: Number of samples.
-        batch: Samples drawn at once: a matter of speed and memory, and for `ode` of its tolerance.
+        batch: Samples drawn at once: a matter of speed and memory.
         t_end: Where to stop; null for `sde.t_min`.
         denoise: End with E[x_0 | x_t].
         clip: Clip every predicted x̂0 to the range of discrete data.
@@ -89,7 +90,7 @@ class SamplingConfig:
         label: Class of the samples; −1 for none.
     """
 
-    solver: Solver = ODESolver()
+    solver: Solver = PerSampleODE()
     count: int = 64
     batch: int = 64
     t_end: float | None = None
@@ -120,7 +121,7 @@ class LikelihoodConfig:
         replicates: Independent repeats of the whole, each with its own noise and probes.
         tol: Half-width at which to stop; null to score everything. Then probes and replicates are chosen on the way.
         max_solves: Solves of one example after which a run to `tol` stops; null for no bound.
-        rtol, atol, method: Of the ODE.
+        ode: The integrator and its tolerances.
         split: Which split is scored.
         start, limit: First example, and number of examples; null for all from there.
         batch: Examples scored at once.
@@ -133,9 +134,7 @@ class LikelihoodConfig:
     replicates: int = 1
     tol: float | None = None
     max_solves: int | None = None
-    method: Literal["dopri5", "dopri8", "bosh3", "adaptive_heun", "fehlberg2"] = "dopri5"
-    rtol: float = 1e-5
-    atol: float = 1e-5
+    ode: AdaptiveODE = PerSampleODE()
     split: Literal["train", "validation", "test"] = "test"
     start: int = 0
     limit: int | None = None
@@ -143,7 +142,7 @@ class LikelihoodConfig:
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        require_positive(batch=self.batch, rtol=self.rtol, atol=self.atol)
+        require_positive(batch=self.batch)
         require_positive(draws=self.draws, replicates=self.replicates)
         require(self.tol is None or self.tol > 0, f"`tol` must be > 0, got {self.tol}")
         require(self.max_solves is None or self.tol is not None, "`max_solves` bounds a run to `tol`, got no `tol`")
@@ -154,11 +153,6 @@ class LikelihoodConfig:
         require(self.limit is None or self.limit > 0, f"`limit` must be > 0, got {self.limit}")
         require(self.start >= 0, f"`start` must be ≥ 0, got {self.start}")
         require(0 < self.confidence < 1, f"`confidence` must be in (0, 1), got {self.confidence}")
-
-    @property
-    def ode(self) -> ODESolver:
-        """The integrator."""
-        return ODESolver(method=self.method, rtol=self.rtol, atol=self.atol)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ References: Karras et al. 2022, arXiv:2206.00364, section 5; Salimans & Ho 2022,
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -126,4 +127,20 @@ class ScoreModel(nn.Module):
         require(low >= -1 and high < classes, f"`label` must be {rule}, got {low if low < -1 else high}")
         if high == -1:
             return self
-        return lambda x, t: self(x, t, labels.to(x.device).expand(x.shape[0]))
+        return _Labelled(self, labels)
+
+
+@dataclass(frozen=True, eq=False)
+class _Labelled:
+    """The score function of `model` for labels () or (B,)."""
+
+    model: ScoreModel
+    labels: Tensor
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        score: Tensor = self.model(x, t, self.labels.to(x.device).expand(len(x)))
+        return score
+
+    def select(self, rows: Tensor) -> "_Labelled":
+        """The same for the samples `rows` (n,) of the batch."""
+        return self if self.labels.ndim == 0 else _Labelled(self.model, self.labels[rows.to(self.labels.device)])

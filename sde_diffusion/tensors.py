@@ -1,4 +1,7 @@
-"""Shapes: coefficients of time against states of any event shape `(B, *D)`."""
+"""Shapes: coefficients of time against states of any event shape `(B, *D)`, and functions that know their batch."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -27,3 +30,16 @@ def flat_sum(x: Tensor) -> Tensor:
 def flat_mean(x: Tensor) -> Tensor:
     """Mean over the event dimensions, (B, *D) -> (B,)."""
     return x.flatten(1).mean(1)
+
+
+@runtime_checkable
+class PerSample(Protocol):
+    """A function that keeps something for each sample of its batch, e.g. random directions."""
+
+    def select(self, rows: Tensor) -> Callable[..., Any]:
+        """The same function for the samples `rows` (n,) of its batch."""
+
+
+def select(function: Callable[..., Any], rows: Tensor) -> Callable[..., Any]:
+    """`function` for the samples `rows` of its batch: itself, unless it keeps something `PerSample`."""
+    return function.select(rows) if isinstance(function, PerSample) else function

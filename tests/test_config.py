@@ -16,7 +16,7 @@ from sde_diffusion.data import DATASETS
 from sde_diffusion.data.arrays import Arrays
 from sde_diffusion.errors import InputError
 from sde_diffusion.sde import SDES, VESDE, VPSDE, CosineBeta, LinearBeta
-from sde_diffusion.solvers import SOLVERS, ODESolver
+from sde_diffusion.solvers import SOLVERS, PerSampleODE
 
 RICH: Raw = {
     "seed": 3,
@@ -71,8 +71,8 @@ def test_a_name_alone_a_section_and_a_section_without_a_name() -> None:
     assert config_of(sde={"t_min": 1e-4}).sde == VPSDE(t_min=1e-4), "of the default"
     assert config_of("sde.beta.max=10").sde == VPSDE(beta=LinearBeta(max=10.0))
     preview = config_of("training.preview.atol=0.5").training.preview
-    assert preview == ODESolver(rtol=1e-3, atol=0.5), "the default's own options stay"
-    assert config_of(training={"preview": "ode"}).training.preview == ODESolver()
+    assert preview == PerSampleODE(rtol=1e-3, atol=0.5), "the default's own options stay"
+    assert config_of(training={"preview": "ode"}).training.preview == PerSampleODE()
     assert config_of("model.network.channels=8").model.network.options["attention"] == (4,)
 
 

@@ -11,7 +11,7 @@ from sde_diffusion.config import Recipe
 from sde_diffusion.likelihood import ExactTrace, Hutchinson, log_likelihood
 from sde_diffusion.networks import UNet
 from sde_diffusion.sampling import sample
-from sde_diffusion.solvers import Ancestral, EulerMaruyama, ODESolver, SeededNoise, Solver
+from sde_diffusion.solvers import Ancestral, EulerMaruyama, PerSampleODE, SeededNoise, Solver
 from sde_diffusion.training import RunFolder, TrainingConfig, load_checkpoint
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -28,7 +28,7 @@ def test_train_save_and_use(tmp_path: Path, precision: str) -> None:
     newest = folder.latest()
     assert newest is not None
     trained = load_trained(load_checkpoint(newest, DEVICE), config, DEVICE)
-    solvers: list[Solver] = [EulerMaruyama(steps=5), Ancestral(steps=5), ODESolver(rtol=1e-2, atol=1e-2)]
+    solvers: list[Solver] = [EulerMaruyama(steps=5), Ancestral(steps=5), PerSampleODE(rtol=1e-2, atol=1e-2)]
     for solver in solvers:
         drawn = sample(trained.model, config.sde, solver, (4, 1, 8, 8), noise=SeededNoise(0, device=DEVICE))
         assert drawn.x.device.type == "cuda"
@@ -46,6 +46,8 @@ def test_likelihoods_are_those_of_the_cpu(tmp_path: Path, divergence: Hutchinson
     found = []
     for device in (torch.device("cpu"), DEVICE):
         model = load_trained(load_checkpoint(newest, device), config, device).model
-        found.append(log_likelihood(model, config.sde, x.to(device), divergence=divergence, ode=ODESolver()).log_prob)
+        found.append(
+            log_likelihood(model, config.sde, x.to(device), divergence=divergence, ode=PerSampleODE()).log_prob
+        )
     # each solve is within its tolerance, 1e-5 relative to each of some hundred evaluations
     torch.testing.assert_close(found[1].cpu(), found[0], rtol=2e-3, atol=2e-3)

@@ -14,7 +14,7 @@ from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
 from sde_diffusion.sampling import Samples, decode, encode, sample
 from sde_diffusion.sde import SDE, VPSDE
-from sde_diffusion.solvers import DDIM, SOLVERS, Ancestral, EulerMaruyama, GridSolver, ODESolver, SeededNoise, Solver
+from sde_diffusion.solvers import DDIM, SOLVERS, Ancestral, EulerMaruyama, GridSolver, PerSampleODE, SeededNoise, Solver
 from tests.conftest import f64
 from tests.solvers.reference import GivenNoise
 
@@ -38,8 +38,8 @@ def test_the_start_is_the_prior(sde: SDE) -> None:
 
 
 @pytest.mark.parametrize("t_end", [None, 1e-5, 0.25])
-@pytest.mark.parametrize("solver", [SOLVER, ODESolver()])
-def test_the_end_is_t_end(sde: SDE, t_end: float | None, solver: EulerMaruyama | ODESolver) -> None:
+@pytest.mark.parametrize("solver", [SOLVER, PerSampleODE()])
+def test_the_end_is_t_end(sde: SDE, t_end: float | None, solver: EulerMaruyama | PerSampleODE) -> None:
     times: list[float] = []
     result = sample(
         mixture(sde).score,
@@ -95,9 +95,9 @@ def test_denoising_is_tweedie_for_one_more_evaluation(sde: SDE) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("solver", [SOLVER, Ancestral(steps=4), ODESolver(rtol=1e-3, atol=1e-3)])
+@pytest.mark.parametrize("solver", [SOLVER, Ancestral(steps=4), PerSampleODE(rtol=1e-3, atol=1e-3)])
 def test_projection_holds_every_predicted_x0(
-    sde: SDE, solver: EulerMaruyama | Ancestral | ODESolver, dtype: torch.dtype
+    sde: SDE, solver: EulerMaruyama | Ancestral | PerSampleODE, dtype: torch.dtype
 ) -> None:
     """The result lies inside exactly; projecting inside the range changes rounding alone."""
     oracle, seen = mixture(sde), []
@@ -112,7 +112,7 @@ def test_projection_holds_every_predicted_x0(
     tight = draw(0.5)
     assert tight.x.abs().max() <= 0.5
     assert len(seen) == tight.nfe
-    if isinstance(solver, ODESolver):
+    if isinstance(solver, PerSampleODE):
         return
     free = sample(oracle.score, sde, solver, (20, 2), noise=SeededNoise(1, dtype=dtype))
     rounding = 64 * torch.finfo(dtype).eps * sde.prior_std / float(sde.mean_coef(f64(1.0)))
@@ -122,7 +122,7 @@ def test_projection_holds_every_predicted_x0(
 def test_encode_goes_to_t_max_and_back(sde: SDE) -> None:
     oracle = GaussianMixture.gaussian(sde, f64([0.5, -0.3]), 0.6)
     x0 = oracle.sample(5, f64(sde.t_min), generator=generator(0))
-    solver = ODESolver(rtol=1e-9, atol=1e-9)
+    solver = PerSampleODE(method="dop853", rtol=1e-9, atol=1e-9)
     latent = encode(oracle.score, sde, solver, x0)
     bound = latent.nfe * 1e-9 * sde.prior_std
     assert latent.t_end == sde.t_max
@@ -172,7 +172,7 @@ def test_no_graph_is_kept() -> None:
     weight = torch.ones((), requires_grad=True)
     result = sample(lambda x, t: -weight * x, VPSDE(), SOLVER, (3, 2), noise=noise())
     assert not result.x.requires_grad
-    assert not encode(lambda x, t: -weight * x, VPSDE(), ODESolver(), torch.ones(3, 2)).x.requires_grad
+    assert not encode(lambda x, t: -weight * x, VPSDE(), PerSampleODE(), torch.ones(3, 2)).x.requires_grad
 
 
 def test_the_global_generator_is_left_alone() -> None:

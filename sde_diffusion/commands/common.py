@@ -6,6 +6,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -27,6 +28,10 @@ from sde_diffusion.version import __version__
 
 RUNS = Path("runs")
 USABLE = ("sampling", "likelihood", "training", "data")  # sections that may differ from the checkpoint's: data move
+FORGETTABLE = [  # what older checkpoints may spell otherwise
+    *(("sampling", "solver"), ("training", "preview")),
+    *(("likelihood", key) for key in ("divergence", "ode", "method", "rtol", "atol")),
+]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -129,13 +134,24 @@ def load(
 def stored_config(checkpoint: Checkpoint, path: Path) -> Raw:
     """The config of a checkpoint, with the defaults of options that are younger than it.
 
+    What does not fix the weights is not worth a refusal: where this version does not know its options any more, the
+    defaults take their place, and the user is told.
+
     Raises:
-        InputError: It has an option that this version does not know.
+        InputError: It has another option that this version does not know.
     """
+    raw = deepcopy(checkpoint.meta["config"])
     try:
-        return plain_config(read_config(None, (), checkpoint.meta["config"]))
+        return plain_config(read_config(None, (), raw))
     except InputError as error:
-        raise InputError(f"the checkpoint {path} is of another version of this package: {error}") from None
+        for section, key in FORGETTABLE:
+            raw.get(section, {}).pop(key, None)
+        try:
+            config = plain_config(read_config(None, (), raw))
+        except InputError as other:
+            raise InputError(f"the checkpoint {path} is of another version of this package: {other}") from None
+        click.echo(f"{path} is of another version: its solvers give way to the defaults ({error})", err=True)
+        return config
 
 
 def make_folder(path: Path) -> Path:

@@ -57,7 +57,11 @@ stopped.
 
 _REFERENCE = 0x6A0551  # purpose of random numbers
 PROBING = ("probes", "distribution", "mode")  # options that the exact trace does not have
-SECTIONS = dict.fromkeys((*PROBING, "chunk"), "divergence__") | {"coupling": "dequantisation__"}
+SECTIONS = {
+    **dict.fromkeys((*PROBING, "chunk"), "divergence__"),
+    **dict.fromkeys(("rtol", "atol"), "ode__"),
+    "coupling": "dequantisation__",
+}
 PILOT = 64  # examples on which truncation and prior gap are measured
 REFERENCE_DIMS, REFERENCE_EXAMPLES = 4096, 60_000  # what a full covariance is affordable for
 
@@ -125,8 +129,7 @@ def likelihood(
     if config.likelihood.tol is None:
         _score(loaded, dataset, reference, folder, source)
         return
-    chosen = [*(f"likelihood.{key}" for key in ("rtol", "atol") if given[key] is not None), *assignments]
-    given_ode = any(re.match(r"likelihood\.(ode\.)?[ra]tol", key) for key in chosen)
+    given_ode = any(re.match(r"likelihood\.ode\.[ra]tol", key) for key in overrides)
     score_to_tolerance(loaded, dataset, folder, source, given_ode=given_ode)
 
 

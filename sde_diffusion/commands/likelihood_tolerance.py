@@ -30,7 +30,6 @@ from sde_diffusion.likelihood import Divergence, Examples, Goal, Hutchinson, Out
 from sde_diffusion.likelihood.tolerance import LADDER, PILOT_PROBES, Request, Tolerance
 from sde_diffusion.pictures import save_histogram
 from sde_diffusion.rng import generator
-from sde_diffusion.solvers import PerSampleODE
 
 _ORDER = 0x0DE4  # purpose of random numbers
 FINER = 0.1  # of the user's ODE tolerance, to measure its error by
@@ -129,7 +128,7 @@ class _Solves:
             request.count,
             replicate=request.replicate,
             divergence=_with_probes(options.divergence, request.probes),
-            ode=PerSampleODE(rtol=request.ode.rtol, atol=request.ode.atol),
+            ode=dataclasses.replace(options.ode, rtol=request.ode.rtol, atol=request.ode.atol),
         )
         place, draw, probe = np.indices(scores.bits_per_dim.shape).reshape(3, -1)
         place = place + request.first

@@ -47,9 +47,9 @@ Examples:
   python cli.py sample --set sampling.solver.variance=large --solver ancestral
 
 \b
-Sample i depends on the seed and on i, not on --batch: exactly but for rounding, and to its tolerance for `ode`, whose
-steps the batch shares (`ode_per_sample` has its own for each). A killed run goes on where it stopped. The picture shows
-the first 100 images or 5000 points, samples.npz all.
+Sample i depends on the seed and on i, not on --batch: exactly but for rounding, and to the tolerance for `torchdiffeq`
+and `scipy`, whose steps the batch shares (`ode` has its own for each). A killed run goes on where it stopped. The
+picture shows the first 100 images or 5000 points, samples.npz all.
 """
 
 FRAMES, ROWS = 10, 8  # of the denoising strip: times and images

@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import SolveError, require
+from sde_diffusion.errors import require
 from sde_diffusion.likelihood.divergence import Divergence, TraceFn, score_and_trace
 from sde_diffusion.score import ScoreFn, reverse_drift
 from sde_diffusion.sde import SDE
-from sde_diffusion.solvers.base import NETWORK, ReverseProcess, not_finite, traced
-from sde_diffusion.solvers.ode import AdaptiveODE
-from sde_diffusion.solvers.runge_kutta import Rhs, sample_rms, select
-from sde_diffusion.tensors import expand
+from sde_diffusion.solvers.adaptive import AdaptiveODE
+from sde_diffusion.solvers.base import NETWORK, ReverseProcess, check_finite, traced
+from sde_diffusion.solvers.runge_kutta import Rhs, sample_rms
+from sde_diffusion.tensors import expand, select
 
 LogProb = Callable[[Tensor], Tensor]
 """z: (B, *D) -> log-density in nats, (B,)."""
@@ -72,7 +72,7 @@ class Likelihood:
 
 @dataclass(frozen=True, eq=False)
 class _AugmentedFlow:
-    """(t: () or (n,), y = (x, Δ): (n, D + k)) -> dy/dt, for states x of `shape`."""
+    """(t: () or (n,), y = (x, Δ/D): (n, D + k)) -> dy/dt, for states x of `shape`."""
 
     process: ReverseProcess
     trace: TraceFn
@@ -83,25 +83,28 @@ class _AugmentedFlow:
         x = y[:, :dims].reshape(-1, *self.shape)
         score, score_trace = score_and_trace(self.process.score, self.trace, x, t)
         velocity = reverse_drift(sde, score, x, t, eta=0.0)
-        growth = dims * expand(sde.drift_coef(t), y) - expand(0.5 * sde.diffusion(t) ** 2, y) * score_trace
+        growth = expand(sde.drift_coef(t), y) - expand(0.5 * sde.diffusion(t) ** 2 / dims, y) * score_trace
         return torch.cat([velocity.flatten(1), growth], 1)
 
     def select(self, rows: Tensor) -> "_AugmentedFlow":
         """The flow of the samples `rows` (m,) of these n."""
-        return replace(self, trace=select(self.trace, rows))
+        return replace(self, process=self.process.select(rows), trace=select(self.trace, rows))
 
 
-def watched(rhs: Rhs) -> Rhs:
-    """The same right-hand side, which raises where it is not finite and names the time and the samples."""
+@dataclass(frozen=True, eq=False)
+class _Watched:
+    """A right-hand side that raises `SolveError` where it is not finite and names the time and the samples."""
 
-    def checked(t: Tensor, y: Tensor) -> Tensor:
-        slope = rhs(t, y)
-        rows = not_finite(slope)
-        if rows:
-            raise SolveError("the solve", NETWORK, t=float(t.expand(len(y))[rows[0]]), samples=rows)
+    rhs: Rhs
+    rows: Tensor | None = None
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        slope = self.rhs(t, y)
+        check_finite(slope, NETWORK, t.expand(len(y)), self.rows)
         return slope
 
-    return checked
+    def select(self, rows: Tensor) -> "_Watched":
+        return _Watched(select(self.rhs, rows), rows if self.rows is None else self.rows[rows])
 
 
 def log_likelihood(
@@ -117,8 +120,8 @@ def log_likelihood(
 ) -> Likelihood:
     """log p(x0) by the probability-flow ODE from `sde.t_min` to `sde.t_max`.
 
-    State and Δ are solved together, and a step is accepted when every sample's state (root mean square) and every Δ
-    (absolute) meets the tolerance, so neither the dimensions nor the companions drown an error.
+    State and Δ/D are solved together, and a step is accepted when every sample's state (root mean square) and every
+    Δ/D (absolute, in nats per dimension) meets the tolerance, so that companions drown no error.
 
     Args:
         score_fn: (x, t) -> ∇ log p_t(x), differentiable in x.
@@ -156,7 +159,7 @@ def log_likelihood(
     def solve(rhs: Rhs) -> Tensor:
         return ode.integrate(rhs, start_state, sde.t_min, sde.t_max, norm=norm)
 
-    end_state = traced(lambda: solve(rhs), lambda: solve(watched(rhs)), start=start)
+    end_state = traced(lambda: solve(rhs), lambda: solve(_Watched(rhs)), start=start)
     z = end_state[:, :dims].reshape(x0.shape)
     prior = (prior_log_prob or sde.prior_log_prob)(z)
-    return Likelihood(prior=prior, delta=end_state[:, dims:], z=z, nfe=process.nfe, exact=divergence.exact)
+    return Likelihood(prior=prior, delta=dims * end_state[:, dims:], z=z, nfe=process.nfe, exact=divergence.exact)

@@ -28,7 +28,7 @@ from sde_diffusion.likelihood.targets import Levels, Points, Target
 from sde_diffusion.likelihood.truncation import prior_gap
 from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import SDE
-from sde_diffusion.solvers.ode import AdaptiveODE
+from sde_diffusion.solvers.adaptive import AdaptiveODE
 
 
 @dataclass(frozen=True, kw_only=True)

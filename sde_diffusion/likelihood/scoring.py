@@ -13,7 +13,7 @@ from sde_diffusion.likelihood.flow import log_likelihood
 from sde_diffusion.rng import derive_seed
 from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import SDE
-from sde_diffusion.solvers.ode import AdaptiveODE
+from sde_diffusion.solvers.adaptive import AdaptiveODE
 
 _REPLICATE, _DRAW = 0x4E91, 0xD4A3  # purposes of random numbers
 

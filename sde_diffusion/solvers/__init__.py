@@ -1,5 +1,6 @@
 """Solvers of the reverse process. A new one is a file here and a row in `SOLVERS`."""
 
+from sde_diffusion.solvers.adaptive import AdaptiveODE
 from sde_diffusion.solvers.adaptive_sde import AdaptiveSDE
 from sde_diffusion.solvers.ancestral import Ancestral
 from sde_diffusion.solvers.base import GridSolver, ReverseProcess, Solver
@@ -13,10 +14,11 @@ from sde_diffusion.solvers.dpmpp_sde_2m import DPMppSDE2M
 from sde_diffusion.solvers.euler_maruyama import EulerMaruyama
 from sde_diffusion.solvers.heun import Heun
 from sde_diffusion.solvers.noise import NoiseSource, SeededNoise
-from sde_diffusion.solvers.ode import AdaptiveODE, ODESolver
+from sde_diffusion.solvers.ode import PerSampleODE
 from sde_diffusion.solvers.pc import PredictorCorrector
-from sde_diffusion.solvers.per_sample_ode import PerSampleODE
 from sde_diffusion.solvers.reverse_diffusion import ReverseDiffusion
+from sde_diffusion.solvers.scipy_ode import ScipyODE
+from sde_diffusion.solvers.torchdiffeq_ode import TorchdiffeqODE
 from sde_diffusion.solvers.unipc import UniPC
 
 SOLVERS: dict[str, type[Solver]] = {
@@ -32,14 +34,19 @@ SOLVERS: dict[str, type[Solver]] = {
     "unipc": UniPC,
     "deis": DEIS,
     "adaptive_sde": AdaptiveSDE,
-    "ode": ODESolver,
-    "ode_per_sample": PerSampleODE,
+    "ode": PerSampleODE,
+    "torchdiffeq": TorchdiffeqODE,
+    "scipy": ScipyODE,
 }
+ODES: dict[str, type[AdaptiveODE]] = {
+    name: row for name, row in SOLVERS.items() if issubclass(row, AdaptiveODE)
+}  # what a likelihood can be integrated by
 
 __all__ = [
     "CORRECTORS",
     "DDIM",
     "DEIS",
+    "ODES",
     "SOLVERS",
     "AdaptiveODE",
     "AdaptiveSDE",
@@ -54,14 +61,15 @@ __all__ = [
     "Heun",
     "Langevin",
     "NoiseSource",
-    "ODESolver",
     "PerSampleODE",
     "Plan",
     "PredictorCorrector",
     "ReverseDiffusion",
     "ReverseProcess",
+    "ScipyODE",
     "SeededNoise",
     "Solver",
+    "TorchdiffeqODE",
     "UniPC",
     "for_budget",
     "within",

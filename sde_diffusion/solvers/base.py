@@ -8,6 +8,7 @@ through `state`.
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from sde_diffusion.grids import TimeGrid, UniformGrid
 from sde_diffusion.score import ScoreFn, eps_from_score, reverse_drift, score_from_x0, x0_from_score
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers.noise import NoiseSource
+from sde_diffusion.tensors import select
 
 STATE = "the state left the range of floating-point numbers; take more steps, or clip the predicted data"
 NETWORK = "the network gave NaN or infinity for a finite state; take other weights, such as an earlier checkpoint"
@@ -52,10 +54,21 @@ class ReverseProcess:
     ) -> None:
         self.sde = sde
         self.project = project
-        self.nfe = 0
+        self._calls = [0]  # shared with the processes that `select` gives
         self._score_fn = score_fn
         self._noise = noise
         self._observer = observer
+
+    @property
+    def nfe(self) -> int:
+        """Score evaluations so far."""
+        return self._calls[0]
+
+    def select(self, rows: Tensor) -> "ReverseProcess":
+        """The process of the samples `rows` (n,) of the batch; it counts together with this one."""
+        part = copy(self)
+        part._score_fn = select(self._score_fn, rows)
+        return part
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """∇ log p_t(x), (B, *D). Costs one score evaluation."""
@@ -102,7 +115,7 @@ class ReverseProcess:
         return ReverseProcess(self.sde, _Watched(self._score_fn), noise=noise, project=self.project)
 
     def _evaluate(self, x: Tensor, t: Tensor) -> Tensor:
-        self.nfe += 1
+        self._calls[0] += 1
         return self._score_fn(x, t.to(x).expand(len(x)))
 
 
@@ -111,17 +124,16 @@ class _Watched:
     """A score function that raises `SolveError` where the state or the score is not finite, and names the samples."""
 
     score_fn: ScoreFn
+    rows: Tensor | None = None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         score = self.score_fn(x, t)
-        for values, reason in (
-            (x, STATE),
-            (score, NETWORK),
-        ):
-            rows = not_finite(values)
-            if rows:
-                raise SolveError("the solve", reason, t=float(t[rows[0]]), samples=rows)
+        check_finite(x, STATE, t, self.rows)
+        check_finite(score, NETWORK, t, self.rows)
         return score
+
+    def select(self, rows: Tensor) -> "_Watched":
+        return _Watched(select(self.score_fn, rows), rows if self.rows is None else self.rows[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +202,18 @@ def not_finite(x: Tensor) -> list[int]:
         return []
     rows: list[int] = (~x.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
     return rows
+
+
+def check_finite(x: Tensor, reason: str, t: Tensor, rows: Tensor | None = None) -> None:
+    """Raise `SolveError` where `x` (n, *D) is not finite at the times `t` (n,).
+
+    Args:
+        rows: Which samples of the batch these are, (n,); None for all.
+    """
+    found = not_finite(x)
+    if found:
+        samples = found if rows is None else rows[found].tolist()
+        raise SolveError("the solve", reason, t=float(t[found[0]]), samples=samples)
 
 
 def traced(solve: Callable[[], Tensor], again: Callable[[], Tensor], *, start: int = 0) -> Tensor:

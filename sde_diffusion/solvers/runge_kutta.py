@@ -17,13 +17,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.solvers.tableaux import Tableau
-from sde_diffusion.tensors import expand, flat_mean
+from sde_diffusion.tensors import expand, flat_mean, select
 
 Rhs = Callable[[Tensor, Tensor], Tensor]
 """(t: () or (B,), y: (B, …)) -> dy/dt: (B, …)."""
@@ -42,19 +41,6 @@ class Status(IntEnum):
     NON_FINITE = 1
     MAX_NFE = 2
     STEP_TOO_SMALL = 3
-
-
-@runtime_checkable
-class PerSample(Protocol):
-    """A function that keeps something for each sample of its batch, e.g. random directions."""
-
-    def select(self, rows: Tensor) -> Callable[..., Any]:
-        """The same function for the samples `rows` (n,) of its batch."""
-
-
-def select(function: Callable[..., Any], rows: Tensor) -> Callable[..., Any]:
-    """`function` for the samples `rows` of its batch: itself, unless it keeps something `PerSample`."""
-    return function.select(rows) if isinstance(function, PerSample) else function
 
 
 def sample_rms(y: Tensor) -> Tensor:

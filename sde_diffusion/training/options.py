@@ -6,7 +6,7 @@ from typing import Literal
 
 from sde_diffusion.errors import require, require_positive
 from sde_diffusion.losses import ImportanceTime, LikelihoodWeighting, TimeSampler, Weighting
-from sde_diffusion.solvers import ODESolver, Solver
+from sde_diffusion.solvers import PerSampleODE, Solver
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class TrainingConfig:
     validate_every: int = 500
     validation_examples: int = 512
     sample_every: int = 500
-    preview: Solver = ODESolver(rtol=1e-3, atol=1e-3)
+    preview: Solver = PerSampleODE(rtol=1e-3, atol=1e-3)
     preview_count: int = 64
     save_every: int = 500
     keep: int = 2

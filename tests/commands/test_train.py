@@ -83,6 +83,14 @@ def test_a_checkpoint_of_fewer_options_takes_the_defaults(tmp_path: Path) -> Non
     succeed("sample", run, "--solver", "em", "--steps", 1, "--count", 1)
     succeed("train", *TINY, "--steps", 3, "--out", run)
 
+    config["likelihood"] = {"method": "dopri5", "rtol": 1e-3, "batch": 7}
+    config["sampling"]["solver"] = {"name": "ode", "max_steps": 3}
+    save_checkpoint(path.with_name("step_00000008.safetensors"), Checkpoint(tensors, checkpoint.meta))
+    outcome = invoke("likelihood", run, "--dry-run")
+    assert outcome.code == 0
+    assert "its solvers give way to the defaults (unknown config key" in outcome.err
+    assert yaml.safe_load(outcome.out)["likelihood"]["batch"] == 7, "what both versions know stays"
+
     config["training"]["no_such_option"] = 1
     save_checkpoint(path.with_name("step_00000009.safetensors"), Checkpoint(tensors, checkpoint.meta))
     outcome = invoke("sample", run)

@@ -33,13 +33,14 @@ from sde_diffusion.solvers import (
     GridSolver,
     Heun,
     NoiseSource,
-    ODESolver,
     PerSampleODE,
     PredictorCorrector,
     ReverseDiffusion,
     ReverseProcess,
+    ScipyODE,
     SeededNoise,
     Solver,
+    TorchdiffeqODE,
     UniPC,
 )
 from tests.conftest import assert_mean, f64
@@ -62,8 +63,9 @@ INSTANCES: dict[str, list[Solver]] = {
     "unipc": [UniPC(), UniPC(variant="bh1"), UniPC(p=3)],
     "deis": [DEIS(), DEIS(order=2), DEIS(order=1)],
     "adaptive_sde": [AdaptiveSDE()],
-    "ode": [ODESolver()],
-    "ode_per_sample": [PerSampleODE(), PerSampleODE(method="tsit5"), PerSampleODE(method="dop853")],
+    "ode": [PerSampleODE(), PerSampleODE(method="tsit5"), PerSampleODE(method="dop853")],
+    "torchdiffeq": [TorchdiffeqODE(), TorchdiffeqODE(method="dopri8")],
+    "scipy": [ScipyODE(), ScipyODE(method="DOP853")],
 }
 # score evaluations per step of the solvers with a fixed number of them
 EVALUATIONS = {
@@ -237,7 +239,8 @@ def test_a_sample_does_not_depend_on_its_batch(sde: SDE, name: str, solver: Solv
 
     whole, alone, mated = draw(0, 100), draw(70, 2), draw(70, 2, outlier=30 * sde.prior_std)
     if isinstance(solver, AdaptiveODE):
-        bound = {"rtol": 100 * solver.rtol, "atol": 100 * solver.atol}  # a hundred steps or fewer
+        share = 14 if isinstance(solver, ScipyODE) else 1  # the step's error is a mean over the batch: √200 on one
+        bound = {"rtol": 100 * share * solver.rtol, "atol": 100 * share * solver.atol}  # a hundred steps or fewer
     elif isinstance(solver, AdaptiveSDE):
         bound = {"rtol": 1e-8, "atol": 1e-8}  # the same hundreds of steps, between modes that part what differs
     else:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.score import ScoreFn
-from sde_diffusion.solvers import Ancestral, EulerMaruyama, NoiseSource, ODESolver, ReverseProcess
+from sde_diffusion.solvers import Ancestral, EulerMaruyama, NoiseSource, ReverseProcess, TorchdiffeqODE
 from tests.chains import Chain, ddpm_chain, smld_chain
 from tests.conftest import f64, golden_sde
 from tests.solvers.reference import GivenNoise, golden_file, golden_oracle
@@ -23,7 +23,7 @@ from tests.solvers.reference import GivenNoise, golden_file, golden_oracle
 FILES = {data: golden_file(f"03_samplers_{data}") for data in ("gaussian", "mixture")}
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # the files' tolerance
 PREDICTORS = ("euler_maruyama", "ancestral")
-ODES = {name: ODESolver(method=name, rtol=1e-11, atol=1e-11) for name in ("dopri5", "dopri8")}
+ODES = {name: TorchdiffeqODE(method=name, rtol=1e-11, atol=1e-11) for name in ("dopri5", "dopri8")}
 
 Update = Callable[[GaussianMixture, dict[str, Any], Tensor, float, NoiseSource], Tensor]
 

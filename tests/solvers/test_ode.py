@@ -1,25 +1,26 @@
-"""The adaptive ODE solver: where it evaluates, whose error it bounds, and how it fails."""
+"""The probability flow in every sample's own steps: sampling, likelihoods, observers and failures."""
 
 import math
-from typing import Any, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
-from torchdiffeq import odeint
+from torch import Tensor, nn
 
 from sde_diffusion.errors import InputError
+from sde_diffusion.likelihood import ExactTrace, Hutchinson, Likelihood, log_likelihood
+from sde_diffusion.model import ScoreModel
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
-from sde_diffusion.score import reverse_drift
-from sde_diffusion.sde import SDE, VESDE, VPSDE
-from sde_diffusion.solvers import ODESolver, ReverseProcess, ode
-from sde_diffusion.solvers.runge_kutta import sample_rms
+from sde_diffusion.sde import SDE, VPSDE
+from sde_diffusion.solvers import PerSampleODE, ReverseProcess, TorchdiffeqODE
+from sde_diffusion.solvers.ode import WATCHED
+from sde_diffusion.solvers.runge_kutta import Status
+from sde_diffusion.solvers.tableaux import TABLEAUX
 from tests.conftest import f64
+from tests.solvers.reference import golden_file, golden_oracle
 
-METHODS = get_args(get_type_hints(ODESolver)["method"])
-ORDERS = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "adaptive_heun": 2, "fehlberg2": 2}
+GOLDEN = golden_file("03_samplers_mixture")
 
 
 def start(count: int = 5) -> Tensor:
@@ -30,162 +31,181 @@ def mixture(sde: SDE) -> GaussianMixture:
     return GaussianMixture(sde, f64([0.3, 0.7]), f64([[1.0, 0.0, -1.0], [-0.5, 0.4, 0.2]]), f64([0.1, 0.3]))
 
 
-def fix_steps(monkeypatch: pytest.MonkeyPatch, h: float) -> None:
-    """Make the integrator take equal steps of h where the tolerance is wide."""
-
-    def fixed(*args: Any, options: dict[str, Any], **kwargs: Any) -> Tensor:
-        return odeint(*args, options=options | {"first_step": h, "max_step": h}, **kwargs)
-
-    monkeypatch.setattr(ode, "odeint", fixed)
+def steep(x: Tensor, t: Tensor) -> Tensor:
+    """A nonlinear score whose every entry is a function of that entry and the time alone."""
+    return -x - torch.tanh(4 * x) / (0.1 + t.reshape(-1, *(1,) * (x.ndim - 1)))
 
 
-def batch_rms(y: Tensor) -> Tensor:
-    """torchdiffeq's own norm."""
-    return (y**2).mean().sqrt()
+def score_log_likelihood(x: Tensor, ode: PerSampleODE, *, start: int = 0) -> Likelihood:
+    return log_likelihood(steep, VPSDE(), x, divergence=Hutchinson(probes=2), ode=ode, seed=3, start=start)
 
 
-def test_every_method_has_its_order_here() -> None:
-    assert set(ORDERS) == set(METHODS)
-    assert ODESolver.order == ORDERS[ODESolver().method]
+def test_order_is_that_of_the_pair() -> None:
+    assert {name: PerSampleODE(method=name).order for name in TABLEAUX} == {"dopri5": 5, "tsit5": 5, "dop853": 8}
+    assert set(get_args(get_type_hints(PerSampleODE)["method"])) == set(TABLEAUX)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_follows_the_flow(method: str) -> None:
-    """n steps within tol each, n < nfe: off by at most nfe tol of a state of order one."""
-    oracle, tolerance = GaussianMixture.gaussian(VPSDE(), f64([0.5, -0.3, 0.1]), 0.6), 1e-6
-    process = ReverseProcess(oracle.sde, oracle.score)
-    x = ODESolver(method=method, rtol=tolerance, atol=tolerance).solve(process, start(), 1.0, 1e-5)
-    error = (x - oracle.flow(start(), f64(1.0), f64(1e-5))).abs().max()
-    assert error < process.nfe * tolerance
-
-
-@pytest.mark.parametrize(("method", "order"), ORDERS.items())
-def test_order_in_equal_steps(monkeypatch: pytest.MonkeyPatch, method: str, order: int) -> None:
-    oracle = GaussianMixture.gaussian(VPSDE(), f64([0.5, -0.3, 0.1]), 0.6)
-    exact, errors = oracle.flow(start(), f64(0.9), f64(0.4)), []
-    counts = [4, 5, 6, 8] if order == 8 else [16, 24, 32]  # more, and the last reach the rounding of float64
-    for count in counts:
-        fix_steps(monkeypatch, 0.5 / count)
-        process = ReverseProcess(oracle.sde, oracle.score)
-        x = ODESolver(method=method, rtol=1e9, atol=1e9).solve(process, start(), 0.9, 0.4)
-        errors.append(float((x - exact).abs().max()))
-    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-    assert abs(slope - order) < 0.25
+@pytest.mark.parametrize("method", TABLEAUX)
+def test_golden_flow(method: str) -> None:
+    case = next(case for case in GOLDEN["cases"] if case["id"].startswith("ode-") and case["params"]["sde"] == "vp")
+    oracle = golden_oracle(GOLDEN["data_distribution"], VPSDE(t_min=case["params"]["eps"]))
+    solver = PerSampleODE(method=method, rtol=1e-11, atol=1e-11)
+    x = solver.solve(ReverseProcess(oracle.sde, oracle.score), f64(case["inputs"]["x_T"]), 1.0, oracle.sde.t_min)
+    torch.testing.assert_close(x, f64(case["outputs"]["x_eps"]), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("t_from", "t_to"), [(1.0, 1e-5), (1e-5, 1.0)])
-@pytest.mark.parametrize("size", [0.0, 1e-6, 1.0])
-def test_no_evaluation_leaves_the_interval(t_from: float, t_to: float, dtype: torch.dtype, size: float) -> None:
-    """Neither in the guess of the first step, which a small drift makes huge, nor by a last step that is too long."""
-    times: list[float] = []
-
-    def score(x: Tensor, t: Tensor) -> Tensor:
-        times.extend(t.double().tolist())
-        return -size * x / 2500
-
-    ODESolver().solve(ReverseProcess(VESDE(), score), start().to(dtype), t_from, t_to)
-    low, high = (float(torch.tensor(t, dtype=dtype)) for t in sorted((t_from, t_to)))
-    assert low <= min(times) <= max(times) <= high
-    assert times[0] == float(torch.tensor(t_from, dtype=dtype))
-    assert times[-1] == pytest.approx(t_to, rel=1e-6)
+def test_a_likelihood_is_the_same_to_the_bit_in_any_company(dtype: torch.dtype) -> None:
+    """Random directions follow their samples when others leave, or the divergence would be another's."""
+    x = (2 * torch.randn(6, 2, 2, generator=generator(1), dtype=torch.float64)).to(dtype)
+    whole = score_log_likelihood(x, PerSampleODE())
+    still = score_log_likelihood(x, PerSampleODE(compact=False))
+    for i in range(6):
+        alone = score_log_likelihood(x[i : i + 1], PerSampleODE(), start=i)
+        assert torch.equal(alone.per_probe[0], whole.per_probe[i])
+        assert torch.equal(alone.z[0], whole.z[i])
+        assert alone.nfe <= whole.nfe
+    assert torch.equal(still.per_probe, whole.per_probe)
 
 
-def test_cost_is_two_and_six_a_step() -> None:
-    oracle, seen = mixture(VPSDE()), []
+@pytest.mark.parametrize("method", TABLEAUX)
+def test_the_likelihood_keeps_the_tolerance(sde: SDE, method: str) -> None:
+    """n steps, each whose scaled error is at most one: n (atol + rtol |Δ|), the log-density's error for itself."""
+    oracle, tolerance = mixture(sde), 1e-4
+    x = oracle.sample(8, generator=generator(2))
+    solver = PerSampleODE(method=method, rtol=tolerance, atol=tolerance)
+    result = log_likelihood(
+        oracle.score,
+        sde,
+        x,
+        divergence=ExactTrace(),
+        ode=solver,
+        prior_log_prob=lambda z: oracle.log_prob(z, f64(sde.t_max)),
+    )
+    bound = result.nfe / 6 * tolerance * (1 + float(result.delta.abs().max()))
+    assert (result.log_prob - oracle.log_prob(x, f64(sde.t_min))).abs().max() < bound
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_labels_stay_with_their_samples(compact: bool) -> None:
+    """When samples leave the batch, those that stay keep their labels, and all evaluations are counted."""
+
+    class Pull(nn.Module):
+        classes = 3
+
+        def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None) -> Tensor:
+            assert label is not None
+            return x * (1.0 + 3 * label.to(x)[:, None])
+
+    model, labels, calls = ScoreModel(Pull(), VPSDE()), torch.tensor([0, 2, 1, 0, 2]), []
+
+    def solve(rows: Tensor) -> Tensor:
+        process = ReverseProcess(VPSDE(), model.bind(labels[rows]))
+        end = PerSampleODE(compact=compact).solve(process, start()[rows], 1e-5, 1.0)
+        calls.append(process.nfe)
+        return end
+
+    whole = solve(torch.arange(5))
+    for i in range(5):
+        assert torch.equal(solve(torch.tensor([i])), whole[i : i + 1])
+    assert calls[0] == max(calls[1:]) > min(calls[1:])
+
+
+def test_the_observer_sees_both_ends_and_the_way() -> None:
+    """Watched or not, the result is the same to the bit; on the way the states are right to 1 % of their size."""
+    oracle, seen = GaussianMixture.gaussian(VPSDE(), f64([0.5, -0.3, 0.1]), 0.6), []
     process = ReverseProcess(oracle.sde, oracle.score, observer=lambda x, t: seen.append((x, t)))
-    ODESolver(rtol=1e-3, atol=1e-3).solve(process, start(), 1.0, 1e-5)
-    accepted = len(seen) - 1  # one for each start of a step, one for the end
-    assert process.nfe >= 2 + 6 * accepted
-    assert (process.nfe - 2) % 6 == 0
-
-
-def test_the_observer_sees_both_ends_and_each_step_once() -> None:
-    oracle, seen = mixture(VPSDE()), []
-    process = ReverseProcess(oracle.sde, oracle.score, observer=lambda x, t: seen.append((x, t)))
-    end = ODESolver().solve(process, start(), 1.0, 1e-5)
+    end = PerSampleODE().solve(process, start(), 1.0, 1e-5)
+    assert torch.equal(end, PerSampleODE().solve(ReverseProcess(oracle.sde, oracle.score), start(), 1.0, 1e-5))
+    assert len(seen) == WATCHED + 1
     times = [t for _, t in seen]
-    assert times[0] == 1.0
-    assert times[-1] == 1e-5
+    assert (times[0], times[-1]) == (1.0, 1e-5)
     assert times == sorted(set(times), reverse=True)
     assert torch.equal(seen[0][0], start())
     assert torch.equal(seen[-1][0], end)
+    for x, t in seen:
+        torch.testing.assert_close(x, oracle.flow(start(), f64(1.0), f64(t)), rtol=0, atol=2e-2)
 
 
-def test_the_norm_is_that_of_each_sample() -> None:
-    error = torch.zeros(4, 2, 3)
-    error[1] = 2.0
-    error[2, 0, 0] = 3.0
-    torch.testing.assert_close(sample_rms(error), torch.tensor([0.0, 2.0, math.sqrt(1.5), 0.0]))
+def test_no_gradient_is_kept() -> None:
+    weight = torch.ones((), requires_grad=True)
+    assert not PerSampleODE().solve(ReverseProcess(VPSDE(), lambda x, t: -weight * x), start(), 1.0, 0.5).requires_grad
 
 
-@pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=["vp", "ve"])
-def test_a_companion_does_not_loosen_the_tolerance(sde: SDE) -> None:
-    """A sample among a thousand that stand still is solved as if alone; by the batch's mean norm it is far off."""
-    oracle = GaussianMixture(sde, f64([1, 1]), f64([[-1.0], [1.0]]), f64([0.01, 0.01]))
-    alone = f64([[0.02 * sde.prior_std]])
-    among = torch.cat([alone, torch.zeros(1000, 1, dtype=torch.float64)])
-
-    def rhs(t: Tensor, x: Tensor) -> Tensor:
-        moving = (torch.arange(len(x)) == 0).double()[:, None]
-        return moving * reverse_drift(sde, oracle.score(x, t), x, t, eta=0.0)
-
-    def error(x: Tensor, **norm: Any) -> float:
-        return float((ODESolver(rtol=1e-4, atol=1e-4).integrate(rhs, x, 1.0, 1e-5, **norm) - exact)[0].abs())
-
-    exact = ODESolver(rtol=1e-11, atol=1e-11).integrate(rhs, alone, 1.0, 1e-5)
-    assert error(among) == pytest.approx(error(alone), rel=1e-6)
-    assert error(among, norm=batch_rms) > 5 * error(alone)
+def fails(below: float, *rows: int) -> ReverseProcess:
+    """A score that is NaN for some samples of a batch of five that stays whole, at times below a given one."""
+    bad = torch.zeros(5, 1, dtype=torch.bool)
+    bad[list(rows)] = True
+    return ReverseProcess(VPSDE(), lambda x, t: torch.where(bad & (t[:, None] < below), math.nan, -2 * x))
 
 
-def test_nothing_to_do() -> None:
-    solver, process = ODESolver(), ReverseProcess(VPSDE(), lambda x, t: x)
-    assert torch.equal(solver.solve(process, start(), 0.3, 0.3), start())
-    assert solver.solve(process, torch.zeros(0, 3), 1.0, 1e-5).shape == (0, 3)
-    assert process.nfe == 0
+REMEDY = "; loosen rtol = 1e-05 and atol = 1e-05, or look for non-finite scores there"
 
 
-def fails_below(t_bad: float, value: float) -> ReverseProcess:
-    return ReverseProcess(VPSDE(), lambda x, t: torch.where(t[:, None] < t_bad, value, -x))
+def test_a_failure_names_the_time_and_the_sample() -> None:
+    told = r"the ODE solve by 'tsit5' stopped at t = 0\.35\d* for sample 2 and 1 more: the state or its drift is not"
+    with pytest.raises(InputError, match=told + " finite" + REMEDY):
+        PerSampleODE(compact=False).solve(fails(0.35, 2, 4), start(), 1.0, 1e-5)
+    with pytest.raises(InputError, match=r"stopped at t = 1 for sample 1: the state or its drift is not finite"):
+        PerSampleODE(compact=False).solve(fails(2.0, 1), start(), 1.0, 1e-5)
 
 
-REMEDY = r"; loosen rtol = 1e-05 and atol = 1e-05, or look for non-finite scores there"
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_score_that_turns_non_finite_stops_the_solve_there(value: float) -> None:
-    with pytest.raises(
-        InputError, match=r"the ODE solve by 'dopri5' stopped at t = 0\.35\d*: the step size fell to zero" + REMEDY
-    ):
-        ODESolver().solve(fails_below(0.35, value), start(), 1.0, 1e-5)
-
-
-def test_a_score_that_is_never_finite_stops_the_solve_at_its_start() -> None:
-    with pytest.raises(InputError, match="stopped at t = 1: the step size fell to zero" + REMEDY):
-        ODESolver().solve(fails_below(2.0, math.nan), start(), 1.0, 1e-5)
-
-
-def test_too_many_steps() -> None:
+def test_out_of_evaluations() -> None:
     oracle = mixture(VPSDE())
-    with pytest.raises(InputError, match=r"stopped at t = 0\.\d+: max_steps = 3 were not enough; loosen rtol"):
-        ODESolver(max_steps=3).solve(ReverseProcess(oracle.sde, oracle.score), start(), 1.0, 1e-5)
+    with pytest.raises(InputError, match=r"t = 0\.\d+ for sample 0 and 4 more: max_nfe = 10 were not enough; loo"):
+        PerSampleODE(max_nfe=10).solve(ReverseProcess(oracle.sde, oracle.score), start(), 1.0, 1e-5)
 
 
-def test_a_state_that_is_not_finite_is_refused() -> None:
-    with pytest.raises(InputError, match=r"the state at t = 1 must be finite before it is integrated"):
-        ODESolver().solve(fails_below(0.0, 0.0), start() * math.nan, 1.0, 1e-5)
+def test_failed_samples_may_be_nan_and_the_others_untouched() -> None:
+    solver = PerSampleODE(compact=False, on_failure="nan")
+    x = solver.solve(fails(0.35, 2, 4), start(), 1.0, 1e-5)
+    assert x.isnan().all(1).tolist() == [False, False, True, False, True]
+    sound = PerSampleODE(compact=False).solve(fails(0.0), start(), 1.0, 1e-5)
+    assert torch.equal(x[[0, 1, 3]], sound[[0, 1, 3]])
 
 
-def test_an_assertion_of_the_score_is_not_taken_for_a_failed_solve() -> None:
-    def score(x: Tensor, t: Tensor) -> Tensor:
-        raise AssertionError("a bug in the network")
+def test_a_likelihood_with_one_sample_lost() -> None:
+    """In the whole chain: NaN for one image, the same bits as ever for the others."""
+    x = 2 * torch.randn(4, 3, generator=generator(1))
+    broken = x.clone()
+    broken[1] = math.nan
+    solver = PerSampleODE(on_failure="nan")
+    result, sound = score_log_likelihood(broken, solver), score_log_likelihood(x, solver)
+    assert result.log_prob.isnan().tolist() == [False, True, False, False]
+    assert torch.equal(result.log_prob[[0, 2, 3]], sound.log_prob[[0, 2, 3]])
+    with pytest.raises(InputError, match=r"stopped at t = 1e-05 for sample 1: the network gave NaN"):
+        score_log_likelihood(broken, PerSampleODE())
 
-    with pytest.raises(AssertionError, match="a bug in the network"):
-        ODESolver().solve(ReverseProcess(VPSDE(), score), start(), 1.0, 1e-5)
+
+def test_attempt_tells_of_each_sample() -> None:
+    oracle = mixture(VPSDE())
+    process = ReverseProcess(oracle.sde, oracle.score)
+    solution = PerSampleODE().attempt(lambda t, x: process.drift(x, t, eta=0.0), start(), 1.0, 1e-5)
+    assert (solution.status == Status.DONE).all()
+    assert int(solution.nfe.max()) == process.nfe
+    assert ((solution.nfe - 2) % 6 == 0).all()
 
 
-@pytest.mark.parametrize("option", ["rtol", "atol", "max_steps"])
+def test_agrees_with_the_common_step() -> None:
+    """Two independent implementations, n steps of the tolerance each."""
+    oracle = mixture(VPSDE())
+    process = ReverseProcess(oracle.sde, oracle.score)
+    own, common = (
+        solver.solve(process, start(), 1.0, 1e-5)
+        for solver in (PerSampleODE(rtol=1e-8, atol=1e-8), TorchdiffeqODE(rtol=1e-8, atol=1e-8))
+    )
+    torch.testing.assert_close(own, common, rtol=0, atol=process.nfe / 6 * 2e-8)
+
+
+@pytest.mark.parametrize("option", ["rtol", "atol", "max_nfe"])
 @pytest.mark.parametrize("value", [0, -1, math.nan])
-def test_bad_options(option: str, value: float) -> None:
+def test_bad_numbers(option: str, value: float) -> None:
     with pytest.raises(InputError, match=f"`{option}` must be > 0, got {value}"):
-        ODESolver(**{option: value})
+        PerSampleODE(**{option: value})
+
+
+def test_bad_names() -> None:
+    with pytest.raises(InputError, match="unknown method 'dopri'; did you mean 'dopri5'"):
+        PerSampleODE(method="dopri")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="`on_failure` must be one of raise, nan, got 'ignore'"):
+        PerSampleODE(on_failure="ignore")  # type: ignore[arg-type]

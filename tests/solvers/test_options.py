@@ -12,7 +12,7 @@ from sde_diffusion.solvers import (
     EulerMaruyama,
     Heun,
     Langevin,
-    ODESolver,
+    PerSampleODE,
     PredictorCorrector,
     ReverseDiffusion,
     UniPC,
@@ -33,7 +33,10 @@ from sde_diffusion.solvers import (
         (lambda: ReverseDiffusion(eta=-1.0), "`eta` must be ≥ 0, got -1.0"),
         (lambda: Langevin(snr=0.0), "`snr` must be > 0, got 0.0"),
         (lambda: Langevin(repeats=0), "`repeats` must be > 0, got 0"),
-        (lambda: PredictorCorrector(predictor=ODESolver()), "`predictor` must be a solver with a grid, got ODESolver"),
+        (
+            lambda: PredictorCorrector(predictor=PerSampleODE()),
+            "`predictor` must be a solver with a grid, got PerSampleODE",
+        ),
         (
             lambda: PredictorCorrector(predictor=PredictorCorrector()),
             "`predictor` must be a solver with a grid, got PredictorCorrector",

@@ -252,7 +252,7 @@ def test_pictures_come_from_fixed_noise(tmp_path: Path, raw: Raw, side: int) -> 
 
 
 def test_a_score_too_rough_to_draw_does_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trainer = trainer_for(tmp_path, preview={"max_steps": 1, "rtol": 1e-6}, sample_every=10)
+    trainer = trainer_for(tmp_path, preview={"max_nfe": 3, "rtol": 1e-6}, sample_every=10)
     assert trainer.run() is None
     assert "no picture at step 10" in caplog.text
 
