@@ -10,6 +10,7 @@ the lowest level of the peers' discrete chain; the final denoising is left out. 
   on the peer's own, and the ratio of their errors. VP, for which the peers are written.
 - `stochastic`: sliced Wasserstein distance from exact samples, and its floor, that of two exact sets. Peers get the
   same noise.
+- `chain`: what becomes of diffusers' DDIM where its steps do not fit its chain.
 
     python benchmarks/solvers.py [--quick] [--only PART]
 """
@@ -347,7 +348,21 @@ def run_stochastic(scale: Scale, peers: list[Peer]) -> dict[str, Any]:
     return {"stochastic": found}
 
 
-PARTS = {"deterministic": run_deterministic, "stochastic": run_stochastic}
+def run_chain(scale: Scale, peers: list[Peer]) -> dict[str, Any]:
+    """The part `chain`: the median sample's error of DDIM on a chain that its steps do not fit, and ours."""
+    *_, problem = problems("VP", scale.count, targets=2)
+    exact, flow, found = exact_flow(problem), Flow(problem.sde, problem.score), []
+    for peer in (peer for peer in peers if not peer.any_grid and not peer.ours.stochastic):
+        for steps in (35, 75, 100, 150, 300, 600)[: len(scale.nfes)]:
+            times = next(iter(peer.own.values()))(problem.sde, steps)
+            theirs = peer.run(flow, problem.start, times, SeededNoise(3))
+            ends = (problem.solve(peer.ours, times)[0], theirs)
+            ours, other = (float((x - exact).square().mean(1).sqrt().median()) for x in ends)
+            found.append({"peer": peer.label, "steps": steps, "error": rounded(ours), "peer_error": rounded(other)})
+    return {"chain": found}
+
+
+PARTS = {"deterministic": run_deterministic, "stochastic": run_stochastic, "chain": run_chain}
 
 
 @torch.no_grad()
@@ -370,10 +385,12 @@ def main() -> None:
     for tool, reason in skipped.items():
         print(f"skipped {tool}: {reason}")
     result = json.loads(options.out.read_text()) if options.only else {}
+    machines = result.get("machines", {})
     for part in [options.only] if options.only else PARTS:
         result |= PARTS[part](scale, peers)
+        machines[part] = facts
     print(f"\nours / peer, worst of targets and grids\n\n{ratios(result['pairs'])}")
-    write_results(options.out, result | {"machine": facts, "batch": scale.count, "skipped": skipped})
+    write_results(options.out, result | {"machines": machines, "batch": scale.count, "skipped": skipped})
 
 
 if __name__ == "__main__":
