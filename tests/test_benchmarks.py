@@ -32,3 +32,14 @@ def test_solvers_are_level_with_their_peers(tmp_path: Path) -> None:
     for pair in same:
         for ours, theirs in zip(pair["error"], pair["peer_error"], strict=True):
             assert ours <= theirs * 1.001, pair
+
+
+def test_the_page_is_that_of_the_results() -> None:
+    """Its tables are those that solvers_page.py would write."""
+    code = (
+        "import solvers_page as page; text = page.PAGE.read_text();"
+        "print(page.with_tables(text, *page.read_results()) == text)"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip() == "True"
