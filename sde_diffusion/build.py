@@ -19,6 +19,7 @@ from sde_diffusion.likelihood import (
     Dequantisation,
     Divergence,
     Hutchinson,
+    LedgerOptions,
     UniformDequantisation,
 )
 from sde_diffusion.losses import TIME_SAMPLERS, WEIGHTINGS, TimeSampler, Weighting
@@ -126,6 +127,7 @@ class LikelihoodConfig:
         start, limit: First example, and number of examples; null for all from there.
         batch: Examples scored at once.
         confidence: Level of the interval of the mean.
+        ledger: What the rows of `--ledger` spend.
     """
 
     divergence: Divergence = Hutchinson()
@@ -140,6 +142,7 @@ class LikelihoodConfig:
     limit: int | None = None
     batch: int = 128
     confidence: float = 0.95
+    ledger: LedgerOptions = LedgerOptions()
 
     def __post_init__(self) -> None:
         require_positive(batch=self.batch)

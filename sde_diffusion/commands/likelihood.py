@@ -23,6 +23,7 @@ from sde_diffusion.commands.common import (
     write_json,
 )
 from sde_diffusion.commands.examples import file_facts, open_examples
+from sde_diffusion.commands.ledger import write_ledger
 from sde_diffusion.commands.likelihood_report import Ends, end_rows, ends_of, split_facts, split_rows, table
 from sde_diffusion.commands.likelihood_tolerance import score_to_tolerance
 from sde_diffusion.data import Dataset, sweep
@@ -46,6 +47,7 @@ Examples:
   python cli.py likelihood                                  # test split, newest run, one probe per image
   python cli.py likelihood --limit 256 --probes 4
   python cli.py likelihood runs/digits_vp --exact --split train --limit 100
+  python cli.py likelihood --ledger --limit 32
   python cli.py likelihood --file mine.npy --rtol 1e-6 --atol 1e-6
   python cli.py likelihood --tol 0.02 --conf 0.95           # as many images, probes and repeats as that takes
 
@@ -89,6 +91,7 @@ REFERENCE_DIMS, REFERENCE_EXAMPLES = 4096, 60_000  # what a full covariance is a
 @click.option("--batch", type=int, help="Examples scored at once.")
 @click.option("--ema/--no-ema", default=True, show_default=True, help="Averaged weights, or the last ones.")
 @click.option("--reference/--no-reference", default=True, show_default=True, help="Also score a Gaussian.")
+@click.option("--ledger", is_flag=True, help="All bounds of these examples in one table, in place of the score.")
 @shared_options
 def likelihood(
     checkpoint: Path | None,
@@ -96,6 +99,7 @@ def likelihood(
     exact: bool,
     ema: bool,
     reference: bool,
+    ledger: bool,
     config_file: Path | None,
     assignments: tuple[str, ...],
     seed: int | None,
@@ -126,6 +130,10 @@ def likelihood(
     what = data_file.stem if data_file else config.likelihood.split
     folder = out or loaded.folder / f"likelihood_{what}_seed{config.seed}"
     source = file_facts(data_file) | {"ema": ema, "split": what, "seed": config.seed}
+    if ledger:
+        require(config.likelihood.tol is None, "--ledger and --tol exclude each other; drop one")
+        write_ledger(loaded, dataset, folder, source)
+        return
     if config.likelihood.tol is None:
         _score(loaded, dataset, reference, folder, source)
         return

@@ -54,7 +54,7 @@ class LedgerOptions:
             require(steps >= 2, f"`chain_steps` must be ≥ 2, got {steps}")
 
 
-class Scores(NamedTuple):
+class RowScores(NamedTuple):
     """bits: Bits per dimension, (B,). nfe: Score evaluations per example."""
 
     bits: Tensor
@@ -68,12 +68,13 @@ class Entry:
     Attributes:
         name: A short name, unique in its ledger.
         bounds: What it bounds, in words.
-        score: (values (B, *shape), index of the first) -> `Scores`; example i depends on its index, not on companions.
+        score: (values (B, *shape), index of the first) -> `RowScores`; example i depends on its index alone, not on its
+            companions.
     """
 
     name: str
     bounds: str
-    score: Callable[[Tensor, int], Scores]
+    score: Callable[[Tensor, int], RowScores]
 
 
 @dataclass(frozen=True)
@@ -192,13 +193,13 @@ def ledger_entries(
     ]
 
 
-Score = Callable[[Tensor, int], Scores]
+Score = Callable[[Tensor, int], RowScores]
 
 
 def _flow(model: _Model, noise: Dequantisation, divergence: Divergence) -> Score:
-    def score(values: Tensor, start: int) -> Scores:
+    def score(values: Tensor, start: int) -> RowScores:
         drawn, (result,) = model.flow(noise, divergence, 1, values, start)
-        return Scores(model.bits(result.log_prob.double() - drawn.log_q[0]), result.nfe)
+        return RowScores(model.bits(result.log_prob.double() - drawn.log_q[0]), result.nfe)
 
     return score
 
@@ -207,28 +208,28 @@ def _weighted(model: _Model, divergence: Divergence) -> Score:
     if not divergence.exact and divergence.estimates < 2:
         divergence = Hutchinson(probes=2)
 
-    def score(values: Tensor, start: int) -> Scores:
+    def score(values: Tensor, start: int) -> RowScores:
         drawn, results = model.flow(UniformDequantisation(), divergence, model.options.importance_draws, values, start)
         log_probs = torch.stack([result.per_probe for result in results])
         bound = importance_weighted(log_probs, drawn.log_q, exact=divergence.exact)
-        return Scores(model.bits(bound), sum(result.nfe for result in results))
+        return RowScores(model.bits(bound), sum(result.nfe for result in results))
 
     return score
 
 
 def _dequantised(model: _Model) -> Score:
-    def score(values: Tensor, start: int) -> Scores:
+    def score(values: Tensor, start: int) -> RowScores:
         drawn = UniformDequantisation().draw(model.spec, model.sde, values, seed=model.seed, start=start)
         bound = model.bound(Points(drawn.x[0]), start)
-        return Scores(model.bits(bound.log_prob - drawn.log_q[0]), bound.nfe)
+        return RowScores(model.bits(bound.log_prob - drawn.log_q[0]), bound.nfe)
 
     return score
 
 
 def _continuous(model: _Model) -> Score:
-    def score(values: Tensor, start: int) -> Scores:
+    def score(values: Tensor, start: int) -> RowScores:
         bound = model.bound(model.target(values), start)
-        return Scores(model.bits(bound.log_prob), bound.nfe)
+        return RowScores(model.bits(bound.log_prob), bound.nfe)
 
     return score
 
@@ -240,7 +241,7 @@ def _chains(model: _Model, bounds: str) -> Iterator[Entry]:
 
 
 def _chain(model: _Model, chain: DiscreteChain) -> Score:
-    def score(values: Tensor, start: int) -> Scores:
+    def score(values: Tensor, start: int) -> RowScores:
         bound = chain_bound(
             model.score_fn,
             chain,
@@ -250,15 +251,15 @@ def _chain(model: _Model, chain: DiscreteChain) -> Score:
             seed=model.seed,
             start=start,
         )
-        return Scores(model.bits(bound.log_prob), bound.nfe)
+        return RowScores(model.bits(bound.log_prob), bound.nfe)
 
     return score
 
 
 def _prior(model: _Model) -> Entry:
-    def score(values: Tensor, start: int) -> Scores:
+    def score(values: Tensor, start: int) -> RowScores:
         gap = prior_gap(model.sde, model.spec.to_model(values))
-        return Scores(gap / (model.spec.dims * math.log(2)), 0)
+        return RowScores(gap / (model.spec.dims * math.log(2)), 0)
 
     return Entry("prior", "the part KL(q(x_T | x_0) ‖ prior) of every SDE and chain row", score)
 

@@ -1,0 +1,115 @@
+"""`likelihood --ledger`: every bound of the same examples in one table."""
+
+import dataclasses
+import math
+import time
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from sde_diffusion.commands.common import GrowingArrays, Loaded, make_folder, write_json
+from sde_diffusion.data import Dataset
+from sde_diffusion.likelihood.ledger import Entry, LedgerRow, check_values, ledger_entries, ledger_row
+
+EXPLANATION = """\
+flow: the density of the probability flow by its ODE. SDE bound, chain: variational bounds of the reverse SDE and of its
+discretisations. Each is an upper bound of its model's code length; they differ by the noise, decoder or steps named."""
+
+
+def write_ledger(loaded: Loaded, dataset: Dataset, folder: Path, extra: dict[str, Any]) -> None:
+    """Compute every row that these data have, print the table and write `ledger.json`; a killed run goes on.
+
+    Raises:
+        InputError: Values that are no such data, a folder that cannot be written, or a solve that fails.
+    """
+    trained = loaded.trained
+    config, spec = trained.config, trained.spec
+    options = config.likelihood
+    entries = ledger_entries(
+        trained.model,
+        trained.model.sde,
+        spec,
+        divergence=options.divergence,
+        ode=options.ode,
+        options=options.ledger,
+        seed=config.seed,
+    )
+    facts = loaded.facts() | extra
+    fixed = {key: value for key, value in facts.items() if key != "checkpoint"}
+    stop = len(dataset) if options.limit is None else min(len(dataset), options.start + options.limit)
+    make_folder(folder)
+    stores = [GrowingArrays(folder / "ledger" / f"{slug(e.name)}.npz", fixed | {"row": e.name}) for e in entries]
+    done = sum(len(store) for store in stores)
+    with tqdm(total=len(entries) * (stop - options.start), initial=done, unit="img", disable=None) as bar:
+        for entry, store in zip(entries, stores, strict=True):
+            bar.set_description(entry.name)
+            _fill(loaded, dataset, entry, store, stop, bar)
+    rows = [_row(loaded, entry, store) for entry, store in zip(entries, stores, strict=True)]
+    for store in stores:
+        store.finish()
+    told = {"confidence": options.confidence, "examples": stop - options.start, "rows": [_plain(row) for row in rows]}
+    write_json(folder / "ledger.json", facts | told)
+    what = f"{told['examples']} examples, {extra['split']} of {spec.name}, {rows[0].units}"
+    click.echo(table(rows, f"{100 * options.confidence:g} %"))
+    click.echo(f"{what}; the interval is over examples\n{EXPLANATION}\nwrote {folder / 'ledger.json'}")
+
+
+def _fill(loaded: Loaded, dataset: Dataset, entry: Entry, store: GrowingArrays, stop: int, bar: "tqdm[Any]") -> None:
+    """Score what `store` lacks, batch by batch."""
+    options = loaded.trained.config.likelihood
+    for first in range(options.start + len(store), stop, options.batch):
+        index = torch.arange(first, min(first + options.batch, stop))
+        values = dataset.fetch(index)[0].to(loaded.device)
+        check_values(loaded.trained.spec, values)
+        clock = time.perf_counter()
+        bits, nfe = entry.score(values, first)
+        seconds = (time.perf_counter() - clock) / len(index)
+        constant = np.ones(len(index))
+        store.append(bits=bits.cpu().numpy(), index=index.numpy(), nfe=nfe * constant, seconds_each=seconds * constant)
+        bar.update(len(index))
+
+
+def _row(loaded: Loaded, entry: Entry, store: GrowingArrays) -> LedgerRow:
+    columns, trained = store.arrays, loaded.trained
+    return ledger_row(
+        entry,
+        trained.spec,
+        torch.from_numpy(columns["bits"]),
+        nfe=float(columns["nfe"].mean()),
+        seconds=float(columns["seconds_each"].sum()),
+        confidence=trained.config.likelihood.confidence,
+    )
+
+
+def _plain(row: LedgerRow) -> dict[str, Any]:
+    facts = dataclasses.asdict(row)
+    return facts | {"half_width": None if math.isnan(row.half_width) else row.half_width}
+
+
+def slug(name: str) -> str:
+    """A row's name as a file's."""
+    return "".join(c if c.isalnum() else "_" for c in name).replace("__", "_")
+
+
+def table(rows: list[LedgerRow], level: str) -> str:
+    """Aligned columns: name, mean ± half-width, cost, and what it bounds."""
+    cells = [("row", "bits/dim", f"± {level}", "NFE/example", "seconds", "what it bounds")]
+    for row in rows:
+        half_width = "" if math.isnan(row.half_width) else f"{row.half_width:.4f}"
+        cells.append((row.name, f"{row.mean:.4f}", half_width, f"{row.nfe:.0f}", f"{row.seconds:.1f}", row.bounds))
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for name, *numbers, bounds in cells:
+        padded = [" " * (width - _width(text)) + text for text, width in zip(numbers, widths[1:-1], strict=True)]
+        lines.append("  ".join([name + " " * (widths[0] - _width(name)), *padded, bounds]))
+    return "\n".join(lines)
+
+
+def _width(text: str) -> int:
+    """Columns that a terminal gives a text: combining marks have none."""
+    return sum(not unicodedata.combining(c) for c in text)
