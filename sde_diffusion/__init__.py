@@ -7,11 +7,26 @@
 Everything takes a score function (x, t) -> ∇ log p_t(x), be it a model or a closed form (`GaussianMixture.score`).
 """
 
+from sde_diffusion.chain import DiscreteChain
 from sde_diffusion.data import Batch, DataSpec, sweep, training_batches
 from sde_diffusion.errors import InputError, RunError
 from sde_diffusion.grids import KarrasGrid, LogSNRGrid, QuadraticGrid, TimeGrid, UniformGrid
 from sde_diffusion.interpolation import slerp
-from sde_diffusion.likelihood import ExactTrace, GaussianReference, Hutchinson, log_likelihood, mean_interval
+from sde_diffusion.likelihood import (
+    ExactTrace,
+    GaussianReference,
+    Hutchinson,
+    LedgerOptions,
+    Levels,
+    Points,
+    TruncatedNormal,
+    UniformDequantisation,
+    chain_bound,
+    continuous_bound,
+    ledger,
+    log_likelihood,
+    mean_interval,
+)
 from sde_diffusion.losses import (
     ImportanceTime,
     LikelihoodWeighting,
@@ -73,6 +88,7 @@ __all__ = [
     "DPMpp3M",
     "DPMppSDE2M",
     "DataSpec",
+    "DiscreteChain",
     "DynamicThreshold",
     "EulerMaruyama",
     "ExactTrace",
@@ -84,10 +100,13 @@ __all__ = [
     "InputError",
     "KarrasGrid",
     "Langevin",
+    "LedgerOptions",
+    "Levels",
     "LikelihoodWeighting",
     "LinearBeta",
     "LogSNRGrid",
     "PerSampleODE",
+    "Points",
     "PredictorCorrector",
     "QuadraticGrid",
     "ReverseDiffusion",
@@ -104,11 +123,15 @@ __all__ = [
     "SubVPSDE",
     "TimeGrid",
     "TorchdiffeqODE",
+    "TruncatedNormal",
     "UNet",
     "UniPC",
+    "UniformDequantisation",
     "UniformGrid",
     "UniformTime",
     "__version__",
+    "chain_bound",
+    "continuous_bound",
     "decode",
     "denoising_error",
     "dsm_loss",
@@ -116,6 +139,7 @@ __all__ = [
     "eps_from_score",
     "for_budget",
     "generator",
+    "ledger",
     "load_checkpoint",
     "log_likelihood",
     "mean_interval",

@@ -8,7 +8,7 @@ from typing import Any
 
 from sde_diffusion.data import DATASETS
 from sde_diffusion.grids import GRIDS
-from sde_diffusion.likelihood import DIVERGENCES
+from sde_diffusion.likelihood import DEQUANTISATIONS, DIVERGENCES
 from sde_diffusion.losses import TIME_SAMPLERS, WEIGHTINGS
 from sde_diffusion.model import PREDICTIONS
 from sde_diffusion.networks import NETWORKS
@@ -26,6 +26,7 @@ TABLES: dict[str, tuple[str, Mapping[str, Callable[..., Any]]]] = {
     "corrector": ("`sampling.solver.corrector.name`", CORRECTORS),
     "projection": ("`sampling.project.name`", PROJECTIONS),
     "divergence": ("`likelihood.divergence.name`", DIVERGENCES),
+    "dequantisation": ("`likelihood.dequantisation.name`", DEQUANTISATIONS),
     "prediction": ("`model.prediction`", PREDICTIONS),
     "network": ("`model.network.name`", NETWORKS),
     "weighting": ("`loss.weighting.name`", WEIGHTINGS),
