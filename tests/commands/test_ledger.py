@@ -125,6 +125,12 @@ def test_a_start_beyond_the_data_is_refused(tmp_path: Path, trained: Path) -> No
     assert "`likelihood.start` must be < 297" in outcome.error
 
 
+def test_ledger_and_tolerance_exclude_each_other(tmp_path: Path, trained: Path) -> None:
+    outcome = invoke("likelihood", trained, "--ledger", "--tol", 0.1, "--out", tmp_path)
+    assert outcome.code == 2
+    assert "--ledger and --tol exclude each other; drop one" in outcome.error
+
+
 def test_columns_are_aligned() -> None:
     """By what a terminal shows: a combining mark takes no column."""
     rows = [
