@@ -48,6 +48,10 @@ class SolveError(InputError):
         """The same of a batch whose first sample is number `start` of a run."""
         return SolveError(self._what, self._reason, t=self.t, samples=self.samples, start=start, traced=self.traced)
 
+    def because(self, cause: "SolveError") -> "SolveError":
+        """The same with the reason of another, and with its samples where this one tells none."""
+        return SolveError(self._what, cause._reason, t=self.t, samples=self.samples or cause.samples)
+
 
 class RunError(RuntimeError):
     """A run that had to stop although its input was sound, e.g. at a non-finite loss. The message is for the user."""

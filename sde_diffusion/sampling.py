@@ -78,7 +78,7 @@ def _solve(process: ReverseProcess, solver: Solver, x: Tensor, ends: tuple[float
         watched = process.watched()
         return x if watched is None else solver.solve(watched, x, *ends)
 
-    return traced(lambda: solver.solve(process, x, *ends), again, start=start)
+    return traced(lambda: solver.solve(process, x, *ends), again, t_from=ends[0], start=start)
 
 
 def _denoised(process: ReverseProcess, x: Tensor, t_end: float, start: int) -> Tensor:

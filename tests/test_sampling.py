@@ -14,7 +14,19 @@ from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
 from sde_diffusion.sampling import Samples, decode, encode, sample
 from sde_diffusion.sde import SDE, VPSDE
-from sde_diffusion.solvers import DDIM, SOLVERS, Ancestral, EulerMaruyama, GridSolver, PerSampleODE, SeededNoise, Solver
+from sde_diffusion.solvers import (
+    DDIM,
+    SOLVERS,
+    AdaptiveSDE,
+    Ancestral,
+    EulerMaruyama,
+    GridSolver,
+    PerSampleODE,
+    ScipyODE,
+    SeededNoise,
+    Solver,
+    TorchdiffeqODE,
+)
 from tests.conftest import f64
 from tests.solvers.reference import GivenNoise
 
@@ -193,7 +205,7 @@ class Failing:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         self.calls += 1
         score = -x
-        score[2:4] = torch.where(t[2] < self.below, self.value, score[2:4])
+        score[2:4] = torch.where(t[2:4, None] < self.below, self.value, score[2:4])
         return score
 
 
@@ -214,6 +226,20 @@ def test_a_network_that_fails_is_told_with_time_and_sample(name: str, value: flo
     assert caught.value.samples == (2, 3)
     assert first <= caught.value.t < 0.45  # Langevin steps and churn are taken at other times than the grid's
     assert re.search(r"stopped at t = 0\.\d+ for sample 66 and 1 more: ", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    "solver", [AdaptiveSDE(), PerSampleODE(compact=False), TorchdiffeqODE(), TorchdiffeqODE(method="rk4"), ScipyODE()]
+)
+def test_other_solvers_tell_it_too(solver: Solver) -> None:
+    with pytest.raises(SolveError, match=r"stopped at t = 0\.4\d* for sample 6[67]"):
+        sample(Failing(math.nan, 0.45), VPSDE(), solver, (6, 2), noise=SeededNoise(0, start=64, dtype=torch.float64))
+
+
+def test_a_sample_lost_on_purpose_stays_nan() -> None:
+    solver = PerSampleODE(compact=False, on_failure="nan")
+    found = sample(Failing(math.nan, 0.45), VPSDE(), solver, (6, 2), noise=noise())
+    assert found.x.isnan().all(1).tolist() == [False, False, True, True, False, False]
 
 
 def test_a_state_that_overflows_is_told_from_a_network_that_fails() -> None:

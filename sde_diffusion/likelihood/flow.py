@@ -159,7 +159,7 @@ def log_likelihood(
     def solve(rhs: Rhs) -> Tensor:
         return ode.integrate(rhs, start_state, sde.t_min, sde.t_max, norm=norm)
 
-    end_state = traced(lambda: solve(rhs), lambda: solve(_Watched(rhs)), start=start)
+    end_state = traced(lambda: solve(rhs), lambda: solve(_Watched(rhs)), t_from=sde.t_min, start=start)
     z = end_state[:, :dims].reshape(x0.shape)
     prior = (prior_log_prob or sde.prior_log_prob)(z)
     return Likelihood(prior=prior, delta=dims * end_state[:, dims:], z=z, nfe=process.nfe, exact=divergence.exact)

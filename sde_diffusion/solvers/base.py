@@ -216,13 +216,14 @@ def check_finite(x: Tensor, reason: str, t: Tensor, rows: Tensor | None = None) 
         raise SolveError("the solve", reason, t=float(t[found[0]]), samples=samples)
 
 
-def traced(solve: Callable[[], Tensor], again: Callable[[], Tensor], *, start: int = 0) -> Tensor:
+def traced(solve: Callable[[], Tensor], again: Callable[[], Tensor], *, t_from: float, start: int = 0) -> Tensor:
     """`solve()`, whose errors name the time and the sample at which something was not finite first.
 
     Nothing is looked at on the way: a solve that failed and cannot tell is done `again`, looking at every score.
 
     Args:
         again: The same solve, which raises where something is not finite.
+        t_from: Where the solve begins.
         start: Index of the first sample of the batch in its run.
 
     Raises:
@@ -236,7 +237,9 @@ def traced(solve: Callable[[], Tensor], again: Callable[[], Tensor], *, start: i
         try:
             again()
         except SolveError as error:
-            failure = error if error.traced else failure
+            if error.traced:  # a solver with steps of its own may have looked ahead and come back before it failed
+                ahead = abs(error.t - t_from) > abs(failure.t - t_from)
+                failure = failure.because(error) if ahead else error
     raise failure.counted_from(start)
 
 

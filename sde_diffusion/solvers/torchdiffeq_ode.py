@@ -14,7 +14,7 @@ from torchdiffeq import odeint
 
 from sde_diffusion.errors import require, require_one_of, require_positive
 from sde_diffusion.solvers.adaptive import AdaptiveODE, Flow
-from sde_diffusion.solvers.base import Observer, ReverseProcess, as_time
+from sde_diffusion.solvers.base import Observer, ReverseProcess, as_time, not_finite
 from sde_diffusion.solvers.runge_kutta import Norm, Rhs, sample_rms
 
 Method = Literal[
@@ -150,17 +150,19 @@ class TorchdiffeqODE(AdaptiveODE):
             reason = next((told for start, told in FAILURES.items() if str(failure).startswith(start)), None)
             if reason is None:
                 raise
-            raise self.failure(watched.t, reason.format(max_steps=self.max_steps)) from None
+            told = reason.format(max_steps=self.max_steps)
+            raise self.failure(watched.t, told, traced="max_steps" in reason) from None
         end = path[-1]
-        if not bool(end.isfinite().all()):
-            raise self.failure(watched.t, "the state is not finite")
+        rows = not_finite(end)
+        if rows:
+            raise self.failure(watched.t, "the state is not finite", samples=rows)
         return end
 
     def _options(self, times: Tensor, norm: Norm) -> dict[str, Any]:
         if self.method in FIXED:
             grid = torch.linspace(0, 1, self.steps + 1).to(times)
             history = {"max_order": ADAMS[self.method]} if self.method in ADAMS else {}
-            return {"grid_constructor": lambda func, y0, t: t[0] + grid * (t[-1] - t[0])} | history
+            return {"grid_constructor": lambda func, y0, t: torch.lerp(t[0], t[-1], grid)} | history
 
         def size(error: Tensor) -> Tensor:  # as infinity, NaN shortens the step; torchdiffeq gives up at NaN itself
             return norm(error).max().nan_to_num(nan=math.inf, posinf=math.inf)

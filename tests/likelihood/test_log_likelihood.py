@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.errors import InputError
+from sde_diffusion.errors import InputError, SolveError
 from sde_diffusion.likelihood import DIVERGENCES, Divergence, ExactTrace, Hutchinson, Likelihood, log_likelihood
 from sde_diffusion.likelihood.divergence import Distribution, Probes, TraceFn
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
 from sde_diffusion.sde import SDE, VPSDE
-from sde_diffusion.solvers import ReverseProcess, TorchdiffeqODE
+from sde_diffusion.solvers import AdaptiveODE, PerSampleODE, ReverseProcess, ScipyODE, TorchdiffeqODE
 from sde_diffusion.solvers.runge_kutta import Norm, Rhs, sample_rms
 from tests.conftest import PROCESSES, f64, golden, golden_sde
 
@@ -255,3 +255,14 @@ def test_what_is_not_a_batch_is_refused(x: Tensor) -> None:
 def test_a_score_that_is_not_finite_is_refused() -> None:
     with pytest.raises(InputError, match=r"for sample 0 and 1 more: the network gave NaN"):
         log_likelihood(lambda x, t: x * math.nan, VPSDE(), torch.zeros(2, 3), divergence=Hutchinson(), ode=LOOSE)
+
+
+@pytest.mark.parametrize("ode", [PerSampleODE(compact=False), TorchdiffeqODE(), ScipyODE()])
+@pytest.mark.parametrize("divergence", [ExactTrace(), Hutchinson()])
+def test_a_network_that_fails_is_told_with_time_and_sample_of_the_run(ode: AdaptiveODE, divergence: Divergence) -> None:
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        wrong = (t > 0.4) & (torch.arange(len(x)) == 2)
+        return torch.where(wrong[:, None], torch.nan, -0.5 * x)
+
+    with pytest.raises(SolveError, match=r"stopped at t = 0\.[34]\d* for sample 12: "):
+        log_likelihood(score, VPSDE(), torch.ones(4, 2), divergence=divergence, ode=ode, start=10)
