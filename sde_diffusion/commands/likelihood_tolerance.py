@@ -27,6 +27,7 @@ from sde_diffusion.commands.likelihood_report import (
 )
 from sde_diffusion.data import Dataset
 from sde_diffusion.likelihood import Divergence, Examples, Goal, Hutchinson, Outcome, Scoring
+from sde_diffusion.likelihood.components import coupling_ratio
 from sde_diffusion.likelihood.tolerance import LADDER, PILOT_PROBES, Request, Tolerance
 from sde_diffusion.pictures import save_histogram
 from sde_diffusion.rng import generator
@@ -169,6 +170,19 @@ def _per_image(columns: dict[str, Tensor], outcome: Outcome) -> Tensor:
     return totals[:, 0] / totals[:, 1]
 
 
+def _coupling(outcome: Outcome, columns: dict[str, Tensor], draws: int) -> float | None:
+    """`coupling_ratio` of the draws in a replicate, None for a single one."""
+    if draws == 1:
+        return None
+    keys = torch.stack([columns[name] for name in ("place", "replicate", "draw")], 1)
+    rows = columns["rtol"] == outcome.tolerance.rtol
+    _, row, probes = torch.unique(keys[rows], dim=0, return_inverse=True, return_counts=True)
+    totals = torch.zeros(len(probes), dtype=torch.float64).index_add_(0, row, columns["bits_per_dim"][rows])
+    spread = (totals / probes).reshape(-1, draws).var(1).mean()  # `unique` sorts: the draws of a cell are neighbours
+    noise = draws * outcome.split.probes * float((1 / probes).mean())  # of the probes of one draw
+    return finite(coupling_ratio(outcome.split.dequantisation, float(spread) - noise, draws))
+
+
 def _mean(outcome: Outcome) -> str:
     return f"{outcome.split.mean:.4f} ± {outcome.half_width:.4f}"
 
@@ -191,6 +205,7 @@ def _report(
         "degrees_of_freedom": finite(split.df),
         "ode_tolerance": outcome.tolerance._asdict(),
         "split": split_facts(split) | {"ode": ode},
+        "coupling_ratio": _coupling(outcome, columns, trained.config.likelihood.draws),
         "units": trained.spec.describe_units(),
         "prior": f"N(0, {sde.prior_std:g}² I) at t = {sde.t_max:g}",
         "density_at_t": sde.t_min,
@@ -212,7 +227,10 @@ def _print(
     options = trained.config.likelihood
     notes = {"images": f"{outcome.split.count} of {population} images, in random order"}
     if trained.spec.levels is not None:
-        notes["dequantisation"] = f"{options.draws} draw{'s' * (options.draws > 1)} in a replicate"
+        ratio = report["coupling_ratio"]
+        saved = "" if ratio is None else f", variance {max(ratio, 0):.2f} of independent ones"
+        coupling = f"{options.dequantisation.coupling} draws" if options.draws > 1 else "draw"
+        notes["dequantisation"] = f"{options.draws} {coupling} in a replicate{saved}"
     if isinstance(options.divergence, Hutchinson):
         notes["probes"] = f"{outcome.probes} {options.divergence.distribution} a solve, {PILOT_PROBES} in the pilot"
     rows = split_rows(outcome.split, notes)

@@ -176,6 +176,24 @@ def nested_split(
     )
 
 
+def coupling_ratio(dequantisation: float, spread: float, draws: int) -> float:
+    """Variance of the mean of coupled draws over that of as many independent ones.
+
+    Coupled draws D_c of variance σ² and correlation ρ have d = σ² (1 + (m − 1) ρ)/m and spread σ² (1 − ρ) about their
+    mean, so σ² = d + (1 − 1/m) spread, and the ratio is m d/σ².
+
+    Args:
+        dequantisation: d, of a replicate, the mean of m draws.
+        spread: Mean sample variance of the draws of a cell, without that of the probes.
+        draws: m > 1.
+
+    Returns:
+        The ratio, NaN where the draws do not vary.
+    """
+    single = dequantisation + (1 - 1 / draws) * spread
+    return draws * dequantisation / single if single > 0 else math.nan
+
+
 def best_probes(fixed: float, probe: float, *, cost: float, most: int = 64) -> int:
     """The number k of probes that buys the least variance for the work: minimises (1 + `cost` k)(`fixed` + `probe`/k).
 

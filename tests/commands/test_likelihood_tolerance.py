@@ -64,6 +64,7 @@ def test_other_ways_to_score(tmp_path: Path, trained: Path, options: tuple[Any, 
     told, exact = facts(tmp_path), "--exact" in options
     assert ("trace probes" in outcome.out) != exact
     assert told["solves"] == len(rows(tmp_path)["place"]) / told["probes"]
+    assert exact or "2 antithetic draws in a replicate" in outcome.out
     assert told["solves"] == (3 if exact else 3 * 3 * 2), "two rungs and a second replicate"
 
 

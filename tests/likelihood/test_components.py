@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import InputError
 from sde_diffusion.likelihood import Cells, Split, mean_interval, nested_split, t_quantile
-from sde_diffusion.likelihood.components import best_probes, images_needed
+from sde_diffusion.likelihood.components import best_probes, coupling_ratio, images_needed
 from sde_diffusion.rng import generator
 from tests.conftest import assert_mean, f64
 
@@ -96,6 +96,18 @@ def test_one_image_in_one_cell_tells_no_spread() -> None:
     assert math.isnan(nested_split(one).half_width)
     twice = Cells.join([one, Cells.of(torch.tensor([3]), f64([[2.5]]))])
     assert nested_split(twice, population=1, probed=False).half_width == pytest.approx(t.ppf(0.975, 1) * 0.5)
+
+
+@pytest.mark.parametrize("correlation", [-0.9, 0.0, 0.5])
+def test_what_coupled_draws_save(correlation: float) -> None:
+    """Draws of variance 2 and this correlation, by their definition: ratio 1 + (m − 1) ρ with m = 2."""
+    normal = torch.randn(4000, 2, generator=generator(3), dtype=torch.float64)
+    other = correlation * normal[:, 0] + math.sqrt(1 - correlation**2) * normal[:, 1]
+    draws = math.sqrt(2) * torch.stack([normal[:, 0], other], 1)
+    ratio = coupling_ratio(float(draws.mean(1).var()), float(draws.var(1).mean()), 2)
+    # both variances have a relative error of √(2/4000), the ratio at most twice that of itself: 4 of these
+    assert ratio == pytest.approx(1 + correlation, abs=4 * 2 * math.sqrt(2 / 4000))
+    assert math.isnan(coupling_ratio(0.0, 0.0, 2))
 
 
 @pytest.mark.parametrize(("fixed", "probe"), [(1.0, 0.1), (1.0, 30.0), (0.01, 1.0), (0.0, 1.0), (1.0, 0.0), (0.2, 2.0)])
