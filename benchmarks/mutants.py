@@ -91,6 +91,8 @@ def command(folder: Path, program: str, *arguments: str) -> tuple[str, str, floa
         child.join()
     said = next((line for line in log.read_text(errors="replace").splitlines() if _telling(line)), "")
     status = "hung" if hung else "passed" if child.exitcode == 0 else "caught"
+    if status == "caught" and not said:  # a crash, not a verdict
+        status, said = "crashed", f"exit code {child.exitcode}: {log.read_text(errors='replace').strip()[-200:]}"
     return status, said[:300], time.perf_counter() - start
 
 

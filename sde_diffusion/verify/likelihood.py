@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from sde_diffusion.chain import DiscreteChain
 from sde_diffusion.data import DataSpec
 from sde_diffusion.likelihood import (
     DEQUANTISATIONS,
@@ -22,10 +23,12 @@ from sde_diffusion.likelihood import (
     mean_interval,
     probe_half_width,
 )
+from sde_diffusion.likelihood.bounds import chain_bound, continuous_bound
+from sde_diffusion.likelihood.targets import Points
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers import AdaptiveODE, PerSampleODE
 from sde_diffusion.verify.check import STANDARD_ERRORS, Check, Measured, Setting, mean_off, worst
-from sde_diffusion.verify.problems import gaussian, mixture, processes, solvers, variants
+from sde_diffusion.verify.problems import MEAN, STD, gaussian, mixture, processes, solvers, variants
 
 SPECS = {
     "256 levels": DataSpec("", (3, 2), 256),
@@ -52,6 +55,8 @@ def checks(setting: Setting) -> Iterator[Check]:
                 yield Check("sample i in any batch", case, partial(_batch, *args))
                 yield Check("evaluations are counted", case, partial(_evaluations, *args))
         yield Check("prior gap", name, partial(_prior_gap, setting, sde))
+        yield Check("variational bound, in closed form", name, partial(_bound_of_gaussian, setting, sde))
+        yield Check("discrete chain's bound, in closed form", name, partial(_bound_of_chain, setting, sde))
     for label, spec in SPECS.items():
         yield Check("bits/dim of a known density", label, partial(_bits, setting, spec))
         yield Check("data units to model coordinates and back", label, partial(_units, setting, spec))
@@ -162,6 +167,42 @@ def _prior_gap(setting: Setting, sde: SDE) -> Measured:
     z = result.z.double()
     prior = -0.5 * (z**2).sum(1) / sde.prior_std**2 - 2 * math.log(sde.prior_std * math.sqrt(2 * math.pi))
     return Measured(worst(result.log_prob, prior + result.delta[:, 0].double()), 64 * setting.eps)
+
+
+def _bound_of_gaussian(setting: Setting, sde: SDE) -> Measured:
+    """E[L_prior + L_diffusion] of the right score is I(x_0; x_s) + KL(p_T ‖ prior), known for N(m, s² I).
+
+    And with a score of zero, whose error of ε is 1, L_diffusion alone is D (λ(t_min) − λ(t_max)).
+    """
+    dims, oracle = 3, gaussian(setting, sde, 3)
+    t = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64)
+    a, std, x0 = sde.mean_coef(t), sde.std(t), oracle.sample(4000, generator=setting.generator(2))
+    spread = (a * STD) ** 2 + std**2
+    information = 0.5 * dims * float((spread[0] / std[0] ** 2).log())
+    ratio = float(spread[1]) / sde.prior_std**2
+    gap = 0.5 * dims * (ratio - 1 - math.log(ratio) + (float(a[1]) * MEAN / sde.prior_std) ** 2)
+    right = continuous_bound(oracle.score, sde, Points(x0), draws=2, seed=1)
+    zero = continuous_bound(lambda x, t: torch.zeros_like(x), sde, Points(x0), seed=2)
+    if right.nfe != 3:
+        raise AssertionError(f"2 draws and a reconstruction counted {right.nfe} evaluations")
+    half_log_snr = sde.half_log_snr(t)
+    measured = (
+        mean_off(right.prior + right.diffusion, information + gap),
+        mean_off(zero.diffusion, dims * float(half_log_snr[0] - half_log_snr[1])),
+    )
+    return Measured(max(error / bound for error, bound in measured), 1.0)
+
+
+def _bound_of_chain(setting: Setting, sde: SDE) -> Measured:
+    """With a score of zero, Σ L_{k−1} = ½ D Σ (SNR_{k−1}/SNR_k − 1), each level or some drawn in proportion."""
+    times = torch.linspace(0.01, sde.t_max, 20, dtype=torch.float64)
+    chain, x0, log_snr = DiscreteChain.from_sde(sde, times), setting.normal(2000, 3), 2 * sde.half_log_snr(times)
+    exact = 1.5 * float(torch.expm1(log_snr[:-1] - log_snr[1:]).sum())
+    measured = []
+    for draws in (None, 2):
+        found = chain_bound(lambda x, t: torch.zeros_like(x), chain, Points(x0), prior_std=sde.prior_std, draws=draws)
+        measured.append(mean_off(found.diffusion, exact))
+    return Measured(max(error / bound for error, bound in measured), 1.0)
 
 
 def _bits(setting: Setting, spec: DataSpec) -> Measured:

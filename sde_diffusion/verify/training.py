@@ -21,6 +21,11 @@ TINY: Raw = {
     "model": {"network": {"name": "mlp", "width": 8, "depth": 1}, "sigma_data": 1.0},
     "training": {"steps": 6, "batch": 16, "warmup": 3, "learning_rate": 0.01, "ema_decay": 0.5},
 }
+SMALL: dict[str, Raw] = {
+    "unet": {"name": "unet", "channels": 4, "multipliers": [1, 2], "blocks": 1},
+    "mlp": {"name": "mlp", "width": 16, "depth": 1},
+}
+"""Networks that take a second; a row that is not here is built with its defaults."""
 
 
 def checks(setting: Setting) -> Iterator[Check]:
@@ -34,6 +39,7 @@ def checks(setting: Setting) -> Iterator[Check]:
     yield Check("checkpoint, written and read", "bits", partial(_checkpoint, setting))
     yield Check("a run resumes bit for bit", "2 + 2 steps of 4", partial(_resume, setting))
     for name in NETWORKS:
+        yield Check("label −1 is no label, and labels matter", name, partial(_labels, setting, name))
         yield Check("a gradient step lowers the loss", name, partial(_descent, setting, name))
 
 
@@ -137,14 +143,26 @@ def _resume(setting: Setting) -> Measured:
     return Measured(float(wrong + (whole.tensors.keys() != found.tensors.keys())), 0.0)
 
 
+@torch.no_grad()
+def _labels(setting: Setting, network: str) -> Measured:
+    """Of a network with random weights in every layer: those of a new one end in zeros."""
+    net = NETWORKS[network]((1, 8, 8), classes=3, **{k: v for k, v in SMALL.get(network, {}).items() if k != "name"})
+    net.to(setting.device, setting.dtype)
+    for k, weight in enumerate(net.parameters()):
+        weight.copy_(0.3 * setting.normal(*weight.shape, seed=k))
+    x, c_noise = setting.normal(3, 1, 8, 8), setting.normal(3, seed=2)
+    none, hidden, first, last = (
+        net(x, c_noise, None if label is None else torch.full((3,), label, device=setting.device))
+        for label in (None, -1, 0, 2)
+    )
+    same = (hidden == first).all() + (first == last).all()
+    return Measured(float((none != hidden).sum() + same), 0.0)
+
+
 def _descent(setting: Setting, network: str) -> Measured:
     """Eight steps on one batch, at one draw of times and noise, after which the loss there is lower."""
-    small: dict[str, Raw] = {
-        "unet": {"name": "unet", "channels": 4, "multipliers": [1, 2], "blocks": 1},
-        "mlp": {"name": "mlp", "width": 16, "depth": 1},
-    }
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(setting, folder, small.get(network, {"name": network}))
+        trainer = _trainer(setting, folder, SMALL.get(network, {"name": network}))
         batch = next(training_batches(trainer.train, batch=16, seed=0, device=trainer.device))
         losses = [trainer.train_step(batch)[0].loss.mean().item() for _ in range(8)]
     return Measured(losses[-1] / losses[0], 0.999)
