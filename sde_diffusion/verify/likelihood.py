@@ -77,8 +77,8 @@ def _to(setting: Setting, options: Options) -> Options:
 
 
 def _bound(setting: Setting, result: Likelihood, ode: AdaptiveODE) -> float:
-    """n steps, each with an error of atol + rtol |Δ| or less, where n is at most the number of evaluations."""
-    size = 1 + float(result.delta.abs().max())
+    """n steps, each with an error of D atol + rtol |Δ| or less, where n is at most the number of evaluations."""
+    size = result.z[0].numel() + float(result.delta.abs().max())
     return result.nfe * size * (ode.rtol + 8 * setting.eps)
 
 

@@ -14,7 +14,7 @@ from sde_diffusion.model import ScoreModel
 from sde_diffusion.networks import UNet
 from sde_diffusion.rng import generator
 from sde_diffusion.sde import VPSDE
-from sde_diffusion.solvers.runge_kutta import PerSample
+from sde_diffusion.tensors import PerSample
 from tests.conftest import assert_mean, f64
 
 ALGEBRA = {"rtol": 1e-10, "atol": 1e-10}
