@@ -106,10 +106,17 @@ def _become(folder: Path, log: Path, program: str, arguments: tuple[str, ...]) -
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(folder))
     sys.argv = [program, *arguments]
-    if program.endswith(".py"):
-        runpy.run_path(program, run_name="__main__")
-    else:
-        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    code = 0
+    try:
+        if program.endswith(".py"):
+            runpy.run_path(program, run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # the usual way out of a fork that a thread has made ends with 1
 
 
 def _telling(line: str) -> bool:
