@@ -37,6 +37,7 @@ def checks(setting: Setting) -> Iterator[Check]:
     yield Check("batch k follows from (seed, k)", "uint8, flipped, dequantised", partial(_batches, setting))
     yield Check("a sweep's example i in any batch", "uint8, dequantised", partial(_sweep, setting))
     yield Check("checkpoint, written and read", "bits", partial(_checkpoint, setting))
+    yield Check("a training step updates the average", "first step", partial(_average, setting))
     yield Check("a run resumes bit for bit", "2 + 2 steps of 4", partial(_resume, setting))
     for name in NETWORKS:
         yield Check("label −1 is no label, and labels matter", name, partial(_labels, setting, name))
@@ -128,6 +129,22 @@ def _train(trainer: Trainer, until: int) -> Checkpoint:
         trainer.window.add(trainer.step, *trainer.train_step(batch))
         trainer.step += 1
     return trainer.state()
+
+
+@torch.no_grad()
+def _average(setting: Setting) -> Measured:
+    """After the first step θ̄ = 0.1 θ_0 + 0.9 θ_1, and the step has moved the weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _trainer(setting, folder)
+        before = [weight.clone() for weight in trainer.model.parameters()]
+        with torch.enable_grad():
+            _train(trainer, 1)
+    after, average = trainer.model.parameters(), trainer.ema.model.parameters()
+    moved, off = 0.0, 0.0
+    for old, new, mean in zip(before, after, average, strict=True):
+        moved = max(moved, worst(new, old.double()))
+        off = max(off, worst(mean, 0.1 * old.double() + 0.9 * new.double()))
+    return Measured(off + float(moved == 0), 1e-6)
 
 
 def _resume(setting: Setting) -> Measured:
