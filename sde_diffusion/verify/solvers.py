@@ -25,6 +25,7 @@ from sde_diffusion.solvers import (
     ReverseProcess,
     Solver,
 )
+from sde_diffusion.solvers.adaptive_sde import BrownianPath
 from sde_diffusion.verify.check import SLOPE, Check, Measured, NotShown, Setting, mean_off, order, worst
 from sde_diffusion.verify.problems import (
     MEAN,
@@ -82,6 +83,7 @@ def checks(setting: Setting) -> Iterator[Check]:
             yield Check("Langevin step", f"{name} {key}", partial(_corrector, setting, sde, corrector))
         for key, projection in PROJECTIONS.items():
             yield Check("projected x̂0", f"{name} {key}", partial(_projection, setting, sde, projection()))
+    yield Check("a rejected step's noise is bridged", "adaptive_sde", partial(_bridge, setting))
     yield Check("noise is standard normal, keyed by seed and sample", "SeededNoise", partial(_noise, setting))
 
 
@@ -283,6 +285,19 @@ def _projection(setting: Setting, sde: SDE, projection: Projection) -> Measured:
     x0, a, std = projection(plain.x0(x, t)).double(), float(sde.mean_coef(t)), float(sde.std(t))
     off += worst(process.x0(x, t), x0) + worst(process.eps(x, t), (x.double() - a * x0) / std)
     return Measured(off, 1e3 * setting.eps)
+
+
+def _bridge(setting: Setting) -> Measured:
+    """Of an increment over 1 that is too long, 0.4 and then the rest: variances 0.4 and 0.6, uncorrelated, same sum."""
+    z = [setting.normal(4000, 1, seed=seed) for seed in (1, 2, 3)]
+    path, lengths = BrownianPath(z[0]), torch.ones(4000, dtype=torch.float64)
+    whole = path.next(lengths, z[0])[1]
+    first = path.next(0.4 * lengths, z[1])[1]
+    path.drop(lengths > 0)
+    rest = path.next(0.6 * lengths, z[2])[1]
+    products = [whole**2 - 1, first**2 - 0.4, rest**2 - 0.6, first * rest]
+    off = max(error / bound for error, bound in (mean_off(p[:, 0], 0.0) for p in products))
+    return Measured(max(off, worst(first + rest, whole.double()) / (64 * setting.eps)), 1.0)
 
 
 def _noise(setting: Setting) -> Measured:

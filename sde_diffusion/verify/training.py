@@ -38,6 +38,8 @@ def checks(setting: Setting) -> Iterator[Check]:
     yield Check("a sweep's example i in any batch", "uint8, dequantised", partial(_sweep, setting))
     yield Check("checkpoint, written and read", "bits", partial(_checkpoint, setting))
     yield Check("a training step updates the average", "first step", partial(_average, setting))
+    yield Check("gradients are clipped", "to a norm of 1e-12", partial(_clipped, setting))
+    yield Check("validation moves with the weights alone", "two steps", partial(_validation, setting))
     yield Check("a run resumes bit for bit", "2 + 2 steps of 4", partial(_resume, setting))
     for name in NETWORKS:
         yield Check("label −1 is no label, and labels matter", name, partial(_labels, setting, name))
@@ -115,8 +117,9 @@ def _checkpoint(setting: Setting) -> Measured:
     return Measured(float(wrong + (found.meta != {"step": 3}) + (found.group("a").keys() != {"x", "y"})), 0.0)
 
 
-def _trainer(setting: Setting, folder: str, network: Raw | None = None) -> Trainer:
-    raw = TINY | {"model": TINY["model"] | ({"network": network} if network else {})}
+def _trainer(setting: Setting, folder: str, network: Raw | None = None, **training: float) -> Trainer:
+    model = TINY["model"] | ({"network": network} if network else {})
+    raw = TINY | {"training": TINY["training"] | training, "model": model}
     if network and network["name"] == "unet":
         raw = raw | {"data": {"name": "digits"}}
     return build_trainer(read_config(None, (), raw), RunFolder(Path(folder)), setting.device)
@@ -145,6 +148,24 @@ def _average(setting: Setting) -> Measured:
         moved = max(moved, worst(new, old.double()))
         off = max(off, worst(mean, 0.1 * old.double() + 0.9 * new.double()))
     return Measured(off + float(moved == 0), 1e-6)
+
+
+def _clipped(setting: Setting) -> Measured:
+    """Adam's first step is lr g/(|g| + 1e-8), whatever the size of g, unless that is far below 1e-8."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _trainer(setting, folder, clip=1e-12)
+        before = [weight.detach().clone() for weight in trainer.model.parameters()]
+        _train(trainer, 1)
+    moved = (worst(new, old.double()) for old, new in zip(before, trainer.model.parameters(), strict=True))
+    return Measured(max(moved), 1e-3 * trainer.config.learning_rate_at(0))
+
+
+def _validation(setting: Setting) -> Measured:
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = _trainer(setting, folder)
+        first = trainer.validate()["validation_loss"]
+        trainer.step += 1
+        return Measured(abs(trainer.validate()["validation_loss"] - first), 0.0)
 
 
 def _resume(setting: Setting) -> Measured:
