@@ -185,11 +185,12 @@ def report(faults: Sequence[Fault], results: dict[str, dict[str, Any]]) -> str:
     rows = [[fault.name, fault.breaks, r["verify"], r["tests"]] for fault, r in judged]
     noticed = ("caught", "hung")
     counts = {by: sum(r[by] in noticed for _, r in judged) for by in ("verify", "tests")}
+    tested = sum(r["tests"] != "not run" for _, r in judged)
     either = sum(r["verify"] in noticed or r["tests"] in noticed for _, r in judged)
     share = f" ({100 * either / len(judged):.0f} %)" if judged else ""
     return (
         f"{table(['fault', 'what it breaks', 'verify', 'tests'], rows)}\n\n{len(judged)} faults: {counts['verify']} "
-        f"caught by verify, {counts['tests']} by the tests, {either}{share} by either"
+        f"caught by verify, {counts['tests']} by the tests of {tested} that these were run on, {either}{share} by either"
     )
 
 
