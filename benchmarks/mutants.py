@@ -188,9 +188,10 @@ def report(faults: Sequence[Fault], results: dict[str, dict[str, Any]]) -> str:
     tested = sum(r["tests"] != "not run" for _, r in judged)
     either = sum(r["verify"] in noticed or r["tests"] in noticed for _, r in judged)
     share = f" ({100 * either / len(judged):.0f} %)" if judged else ""
+    rows_text = table(["fault", "what it breaks", "verify", "tests"], rows)
     return (
-        f"{table(['fault', 'what it breaks', 'verify', 'tests'], rows)}\n\n{len(judged)} faults: {counts['verify']} "
-        f"caught by verify, {counts['tests']} by the tests of {tested} that these were run on, {either}{share} by either"
+        f"{rows_text}\n\n{len(judged)} faults: {counts['verify']} caught by verify, {counts['tests']} by the tests "
+        f"of {tested} that these were run on, {either}{share} by either"
     )
 
 
