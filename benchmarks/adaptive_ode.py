@@ -30,7 +30,7 @@ import torch
 from common import RESULTS, alternate, describe, machine_facts, short, table, use_one_thread, write_results
 from torch import Tensor
 
-from sde_diffusion.build import choose_device, load_trained, read_config
+from sde_diffusion.commands.common import load
 from sde_diffusion.data.digits import Digits
 from sde_diffusion.data.loader import sweep
 from sde_diffusion.likelihood import Hutchinson, log_likelihood
@@ -39,7 +39,6 @@ from sde_diffusion.rng import SampleStream
 from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import SDE, VESDE, VPSDE, SubVPSDE
 from sde_diffusion.solvers import AdaptiveODE, PerSampleODE, ReverseProcess, ScipyODE, TorchdiffeqODE
-from sde_diffusion.training import load_checkpoint
 
 BANDWIDTH = 0.1  # of the kernel density, in model coordinates
 TOLERANCES = [10 ** (-k / 2) for k in range(4, 15)]
@@ -141,8 +140,7 @@ def oracle_problems(count: int) -> list[Problem]:
 
 def trained_problems(path: Path, count: int) -> list[Problem]:
     """The model of a checkpoint of 8×8 digits, in float32 against a reference in the same precision."""
-    checkpoint = load_checkpoint(path)
-    trained = load_trained(checkpoint, read_config(None, (), checkpoint.meta["config"]), choose_device("cpu"))
+    trained = load(path, None, [], device="cpu").trained
     reference = replace(REFERENCE, rtol=1e-6, atol=1e-6)  # in float32 a tighter one only follows the rounding
     return problems_of(path.name, trained.model, trained.model.sde, count, torch.float32, reference=reference)
 

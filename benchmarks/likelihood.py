@@ -35,8 +35,7 @@ from common import RESULTS, alternate, describe, machine_facts, short, table, us
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from sde_diffusion.build import choose_device, load_trained, read_config
-from sde_diffusion.commands.common import find_checkpoint
+from sde_diffusion.commands.common import load
 from sde_diffusion.data import sweep
 from sde_diffusion.data.digits import Digits
 from sde_diffusion.likelihood import ExactTrace, Hutchinson, log_likelihood
@@ -44,7 +43,6 @@ from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import SDE, VESDE, VPSDE, SubVPSDE
 from sde_diffusion.solvers import AdaptiveODE, PerSampleODE, ScipyODE, TorchdiffeqODE
-from sde_diffusion.training import load_checkpoint
 
 SEED = 0
 USUAL, USUAL_TOLERANCE = "usual way", 1e-5
@@ -166,8 +164,7 @@ def check_closed_form(oracle: GaussianMixture, x0: Tensor, reference: AdaptiveOD
 
 def trained(path: Path, count: int) -> Problem:
     """A trained model on images of its own test split, in float32 against its own tight solve."""
-    checkpoint = load_checkpoint(find_checkpoint(path))
-    own = load_trained(checkpoint, read_config(None, (), checkpoint.meta["config"]), choose_device("cpu"))
+    own = load(path, None, [], device="cpu").trained
     (_, batch), *_ = sweep(own.config.data.load("test"), batch=count, seed=SEED, limit=count)
     reference = PerSampleODE(rtol=1e-6, atol=1e-6)
     return Problem(f"{own.spec.name}, trained U-Net", own.model.sde, own.model, batch.x, reference, TOLERANCES[:5])

@@ -2,7 +2,7 @@
 
     python benchmarks/solvers_page.py
 
-writes what stands between the marks of docs/numerics_solvers.md anew, and docs/pictures/solvers_*.png.
+writes what stands between the marks of docs/solvers.md anew, and docs/pictures/solvers_*.png.
 """
 
 import json
@@ -23,7 +23,7 @@ from solvers_budget import report
 from sde_diffusion.grids import GRIDS
 from sde_diffusion.solvers.budget import DETERMINISTIC, STOCHASTIC, Choice
 
-PAGE = ROOT / "docs" / "numerics_solvers.md"
+PAGE = ROOT / "docs" / "solvers.md"
 PICTURES = ROOT / "docs" / "pictures"
 TARGETS = ("mixture, 2-D", "mixture, 64-D", "digits, 64-D")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's

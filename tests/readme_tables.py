@@ -1,4 +1,4 @@
-"""The README's tables, from the registries: `python -m tests.readme_tables` writes them anew."""
+"""The tables of README.md and docs/numerics.md, from the registries: `python -m tests.readme_tables` writes them."""
 
 import inspect
 import re
@@ -14,9 +14,10 @@ from sde_diffusion.model import PREDICTIONS
 from sde_diffusion.networks import NETWORKS
 from sde_diffusion.projections import PROJECTIONS
 from sde_diffusion.sde import BETAS, SDES
-from sde_diffusion.solvers import CORRECTORS, SOLVERS
+from sde_diffusion.solvers import CORRECTORS, SOLVERS, GridSolver
 
 README = Path(__file__).parents[1] / "README.md"
+NUMERICS = README.parent / "docs" / "numerics.md"
 
 TABLES: dict[str, tuple[str, Mapping[str, Callable[..., Any]]]] = {
     "sde": ("`sde.name`", SDES),
@@ -35,28 +36,63 @@ TABLES: dict[str, tuple[str, Mapping[str, Callable[..., Any]]]] = {
 }
 
 
+def summary(part: Callable[..., Any]) -> str:
+    """The first paragraph of a docstring, in one line."""
+    return " ".join((inspect.getdoc(part) or "").split("\n\n")[0].split()).replace("|", "\\|")
+
+
+def reference(part: Callable[..., Any]) -> str:
+    """What a docstring cites, in one line."""
+    found = re.search(r"References?: (.*?)(?:\n\n|$)", inspect.getdoc(part) or "", re.DOTALL)
+    return " ".join(found[1].split()).rstrip(".") if found else ""
+
+
 def table(key: str) -> str:
     """One registry as Markdown: the name, the first paragraph of the docstring, the reference."""
     heading, registry = TABLES[key]
     rows = [f"| {heading} | what it is | reference |", "|---|---|---|"]
-    for name, part in registry.items():
-        text = inspect.getdoc(part) or ""
-        summary = " ".join(text.split("\n\n")[0].split()).replace("|", "\\|")
-        reference = re.search(r"References?: (.*?)(?:\n\n|$)", text, re.DOTALL)
-        cited = " ".join(reference[1].split()).rstrip(".") if reference else ""
-        rows.append(f"| `{name}` | {summary} | {cited} |")
+    rows += [f"| `{name}` | {summary(part)} | {reference(part)} |" for name, part in registry.items()]
     return "\n".join(rows)
 
 
+def solver_table() -> str:
+    """Every solver with its defaults: order, noise and cost as the code declares them."""
+    rows = ["| solver | order | noise | evaluations | steps it takes | reference |", "|---|---|---|---|---|---|"]
+    for name, row in SOLVERS.items():
+        solver = row()
+        on_grid = isinstance(solver, GridSolver)
+        cost = f"{solver.evaluations} a step" if on_grid else "by its tolerance"
+        steps = f"{solver.steps}, `{name_of(GRIDS, solver.grid)}`" if on_grid else "its own"
+        noise = "yes" if solver.stochastic else "no"
+        rows.append(f"| `{name}` | {solver.order} | {noise} | {cost} | {steps} | {reference(row)} |")
+    return "\n".join(rows)
+
+
+def name_of(registry: Mapping[str, Callable[..., Any]], value: object) -> str:
+    """The row that a value is of."""
+    return next(name for name, part in registry.items() if type(value) is part)
+
+
+def replaced(text: str, key: str, found: str) -> str:
+    """`text` with what stands between a pair of table marks written anew."""
+    begin, end = f"<!-- table: {key} -->", "<!-- end -->"
+    assert begin in text, f"there is no table {key}"
+    head, _, rest = text.partition(begin)
+    return f"{head}{begin}\n{found}\n{end}{rest.partition(end)[2]}"
+
+
 def with_tables(text: str) -> str:
-    """`text` with what stands between each pair of table marks written anew."""
+    """The README's `text` with its tables written anew."""
     for key in TABLES:
-        begin, end = f"<!-- table: {key} -->", "<!-- end -->"
-        assert begin in text, f"README.md has no table {key}"
-        head, _, rest = text.partition(begin)
-        text = f"{head}{begin}\n{table(key)}\n{end}{rest.partition(end)[2]}"
+        text = replaced(text, key, table(key))
     return text
+
+
+def with_solvers(text: str) -> str:
+    """The `text` of docs/numerics.md with its table written anew."""
+    return replaced(text, "solvers", solver_table())
 
 
 if __name__ == "__main__":
     README.write_text(with_tables(README.read_text()))
+    NUMERICS.write_text(with_solvers(NUMERICS.read_text()))

@@ -242,7 +242,7 @@ def _report(trained: Trained, columns: dict[str, Tensor], confidence: float) -> 
         "half_width": half_width,
         "confidence": confidence,
         "images": len(columns["bits_per_dim"]),
-        "units": spec.describe_units(),
+        "units": spec.describe_units(trained.config.likelihood.dequantisation.noise),
         "prior": f"N(0, {trained.model.sde.prior_std:g}² I) at t = {trained.model.sde.t_max:g}",
         "density_at_t": trained.model.sde.t_min,
         "nfe": [int(columns["nfe"].min()), int(columns["nfe"].max())],

@@ -206,7 +206,7 @@ def _report(
         "ode_tolerance": outcome.tolerance._asdict(),
         "split": split_facts(split) | {"ode": ode},
         "coupling_ratio": _coupling(outcome, columns, trained.config.likelihood.draws),
-        "units": trained.spec.describe_units(),
+        "units": trained.spec.describe_units(trained.config.likelihood.dequantisation.noise),
         "prior": f"N(0, {sde.prior_std:g}² I) at t = {sde.t_max:g}",
         "density_at_t": sde.t_min,
         "nfe": [int(columns["nfe"].min()), int(columns["nfe"].max())],

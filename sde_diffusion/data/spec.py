@@ -127,8 +127,12 @@ class DataSpec:
         """
         return -log_prob / (self.dims * math.log(2)) + self.bits_offset
 
-    def describe_units(self) -> str:
-        """One line that spells out what a number of bits per dimension of this data means."""
+    def describe_units(self, noise: str = "uniform in [0, 1)") -> str:
+        """One line that spells out what a number of bits per dimension of this data means.
+
+        Args:
+            noise: How u is drawn.
+        """
         product = f"{'×'.join(map(str, self.shape))} = " if len(self.shape) > 1 else ""
         size = f"{product}{self.dims} dimensions"
         formula = f"−log₂ p(x)/{self.dims} {'−' if self.bits_offset < 0 else '+'} {abs(self.bits_offset):.4f}"
@@ -138,8 +142,8 @@ class DataSpec:
                 f"{formula} with x = (y − {self.shift:g})/{self.scale:g}"
             )
         return (
-            f"bits/dim over {size} of {self.levels} levels (0 … {self.levels - 1}): density of n + u, u uniform in "
-            f"[0, 1), {formula} with x = 2(n + u)/{self.levels} − 1"
+            f"bits/dim over {size} of {self.levels} levels (0 … {self.levels - 1}): density of n + u, u {noise}, "
+            f"{formula} with x = 2(n + u)/{self.levels} − 1"
         )
 
     def check_labels(self, labels: Tensor | Sequence[int], source: str = "label") -> None:

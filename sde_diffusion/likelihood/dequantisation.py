@@ -46,6 +46,7 @@ class Dequantisation(ABC):
 
     Attributes:
         needs_bins: Whether it has no meaning for continuous data.
+        noise: How u is drawn, in words.
         coupling: How the draws of one example hang together. `independent`; `antithetic`: u, then 1 − u, then the next
             pair; `stratified`: one draw in each of m equal strata of every dimension (a Latin hypercube). Each draw
             alone is distributed as if it were independent, so means stay unbiased.
@@ -54,6 +55,7 @@ class Dequantisation(ABC):
     """
 
     needs_bins: ClassVar[bool] = False
+    noise: ClassVar[str] = "uniform in [0, 1)"
 
     coupling: Coupling = "independent"
 
@@ -127,6 +129,7 @@ class TruncatedNormal(Dequantisation):
     """
 
     needs_bins = True
+    noise = "truncated normal in [0, 1), plus the mean of log₂ of its density"
 
     def transform(self, spec: DataSpec, sde: SDE, values: Tensor, u: Tensor) -> Dequantised:
         assert spec.levels is not None

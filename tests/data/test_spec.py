@@ -89,6 +89,8 @@ def test_units_are_spelt_out() -> None:
     text = discrete(17, (1, 8, 8)).describe_units()
     assert "1×8×8 = 64 dimensions of 17 levels (0 … 16)" in text
     assert "−log₂ p(x)/64 + 3.0875 with x = 2(n + u)/17 − 1" in text
+    assert "density of n + u, u uniform in [0, 1), −log₂" in text
+    assert "density of n + u, u skewed, −log₂" in discrete(17, (1, 8, 8)).describe_units("skewed")
     text = CONTINUOUS.describe_units()
     assert "over 3 dimensions of continuous values" in text
     assert "−log₂ p(x)/3 − 2.0000 with x = (y − 5)/0.25" in text
