@@ -43,7 +43,7 @@ class LedgerOptions:
             the decoder.
     """
 
-    draws: int = 16
+    draws: int = 64
     importance_draws: int = 8
     chain_steps: tuple[int, ...] = (100, 1000)
     decoder_width: float = 1 / 3
