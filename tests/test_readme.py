@@ -3,13 +3,18 @@
 import re
 from pathlib import Path
 
-from tests.readme_tables import README, with_tables
+import pytest
+
+from tests.readme_tables import NUMERICS, README, with_solvers, with_tables
 
 TEXT = README.read_text()
+PAGES = [README, *NUMERICS.parent.glob("*.md")]
 
 
 def test_tables_are_those_of_the_registries() -> None:
     assert with_tables(TEXT) == TEXT, "run `python -m tests.readme_tables`"
+    numerics = NUMERICS.read_text()
+    assert with_solvers(numerics) == numerics, "run `python -m tests.readme_tables`"
 
 
 def test_the_library_example_runs(capsys: object) -> None:
@@ -19,12 +24,17 @@ def test_the_library_example_runs(capsys: object) -> None:
     assert names["samples"].shape == (16, 1, 8, 8)  # type: ignore[attr-defined]
 
 
-def test_what_it_shows_and_names_exists() -> None:
-    named = re.findall(r"!\[[^]]*\]\(([^)]+)\)|`(benchmarks/[\w/.]+)`|`(configs/[\w/.]+)`", TEXT)
-    assert named
-    for path in {part for row in named for part in row if part}:
-        assert (Path(README).parent / path).exists(), path
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_shows_and_names_exists(page: Path) -> None:
+    text = page.read_text()
+    links = re.findall(r"\]\((?!http)([^)#]+)", text)
+    named = re.findall(r"`((?:benchmarks|configs|tests)/[\w/.]+)`", text)
+    assert links
+    for path in links:
+        assert (page.parent / path).exists(), path
+    for path in named:
+        assert (README.parent / path).exists(), path
 
 
 def test_nothing_is_left_to_fill_in() -> None:
-    assert not re.search(r"@[A-Z_]+@", TEXT)
+    assert not any(re.search(r"@[A-Z_]+@", page.read_text()) for page in PAGES)
