@@ -134,7 +134,7 @@ def diffusers_peers() -> Iterator[Peer]:
     yield unipc("UniPC 2, bh1", ours=UniPC(variant="bh1", lower_final="always"), solver_order=2, solver_type="bh1")
     yield unipc("UniPC 3", ours=UniPC(p=3, lower_final="always"), solver_order=3)
     deis = functools.partial(peer, kind="DEISMultistep", grids=({},))
-    yield deis("DEIS 2", ours=DEIS(order=2), solver_order=2)
+    yield deis("DEIS 2", ours=DEIS(points=2), solver_order=2)
     yield deis("DEIS 3", ours=DEIS(rule="published"), solver_order=3)
     yield peer("Euler", "EulerDiscrete", DDIM(), ())
     yield peer("Heun", "HeunDiscrete", Heun(), ())

@@ -76,7 +76,7 @@ DETERMINISTIC: list[GridSolver] = [
     UniPC(),
     UniPC(lower_final="always"),
     UniPC(p=3, lower_final="always"),
-    DEIS(order=2),
+    DEIS(points=2),
     DEIS(),
 ]
 STOCHASTIC: list[GridSolver] = [

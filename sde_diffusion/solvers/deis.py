@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import require_one_of
+from sde_diffusion.errors import require, require_one_of
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers.base import ReverseProcess
 from sde_diffusion.solvers.exponential import History, Last, Multistep, follow, weights
@@ -14,14 +14,15 @@ from sde_diffusion.solvers.exponential import History, Last, Multistep, follow, 
 
 @dataclass(frozen=True, kw_only=True)
 class DEIS(Multistep):
-    """The flow d(x/a) = ε̂ d(σ/a), integrated exactly for the polynomial in λ through the last `order` values of ε̂.
+    """The flow d(x/a) = ε̂ d(σ/a), integrated exactly for the polynomial in λ through the last `points` values of ε̂.
 
-    Order 1 is DDIM. For order 3 the first step is taken anew, at no evaluation, once ε̂ at its end is known; as
+    One point is DDIM. Of three the first step is taken anew, at no evaluation, once ε̂ at its end is known; as
     published it is not, which leaves order 2. The paper also has polynomials in t, which extrapolate far where a grid
     is uneven in t.
 
     Attributes:
-        order: Values of ε̂ that a step uses; a last step that is always lowered leaves order 2 of 3.
+        points: Values of ε̂ that a step uses: the order, but for three that are `published` or whose last steps are
+            always lowered, which leaves 2.
         rule: `exact`, or as `published`.
 
     Cost: one score evaluation per step.
@@ -31,12 +32,18 @@ class DEIS(Multistep):
 
     stochastic = False
 
-    order: Literal[1, 2, 3] = 3
+    points: Literal[1, 2, 3] = 3
     rule: Literal["exact", "published"] = "exact"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.points in (1, 2, 3), f"`points` must be 1, 2 or 3, got {self.points}")
         require_one_of("rule", self.rule, ("exact", "published"))
+
+    @property
+    def order(self) -> int:
+        lowered = self.rule == "published" or self.lower_final == "always"
+        return min(self.points, 2) if lowered else self.points
 
     def step(
         self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: Last | None
@@ -55,10 +62,10 @@ class DEIS(Multistep):
         """
         sde = process.sde
         here = (sde.half_log_snr(t), process.eps(x, t))
-        history = (here, *state.history[: self.order - 1]) if state else (here,)
-        if state and len(history) == 2 < self.order and self.rule == "exact":
+        history = (here, *state.history[: self.points - 1]) if state else (here,)
+        if state and len(history) == 2 < self.points and self.rule == "exact":
             x = _advance(sde, state.x, state.t, t, history)
-        used = history[: self.allowed(self.order, state)]
+        used = history[: self.allowed(self.points, state)]
         return _advance(sde, x, t, t_next, used), follow(state, x, t, history, len(used))
 
 

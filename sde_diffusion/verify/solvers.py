@@ -115,12 +115,7 @@ def _order(setting: Setting, sde: SDE, solver: GridSolver) -> Measured:
         errors.append(abs(found[0] - exact[0]) + abs(found[1] - exact[1]))
     if errors[-1] < 20 * counts[-1] * setting.eps:  # a change of 2 % is a slope off by 0.03
         raise NotShown(f"with {counts[-1]} steps the error of {errors[-1]:.1e} is rounding in {setting.dtype}")
-    return Measured(abs(order(counts, errors) - _declared(solver)), SLOPE)
-
-
-def _declared(solver: GridSolver) -> int:
-    """The order; that of a published rule is 2 by its documentation, where the option `order` says 3."""
-    return min(solver.order, 2) if getattr(solver, "rule", "") == "published" else solver.order
+    return Measured(abs(order(counts, errors) - solver.order), SLOPE)
 
 
 def _point(setting: Setting, sde: SDE, name: str) -> Measured:
@@ -237,7 +232,7 @@ def _inverse(setting: Setting, sde: SDE, solver: Solver) -> Measured:
         return Measured(off, nfe * (solver.atol + solver.rtol) + rounding)
     assert isinstance(solver, GridSolver)
     off, fine = (there_and_back(replace(solver, steps=steps // solver.order))[0] for steps in (120, 240))
-    return Measured(fine, off / 2 ** (_declared(solver) - SLOPE) + rounding)
+    return Measured(fine, off / 2 ** (solver.order - SLOPE) + rounding)
 
 
 def _tolerance(setting: Setting, sde: SDE, solver: AdaptiveODE) -> Measured:

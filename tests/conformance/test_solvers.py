@@ -43,6 +43,7 @@ from sde_diffusion.solvers import (
     TorchdiffeqODE,
     UniPC,
 )
+from sde_diffusion.verify.problems import MEAN, STD, Impulses, exact_moments
 from tests.conftest import assert_mean, f64
 
 # every row of `SOLVERS` with its defaults, and the variants that change formulas
@@ -61,7 +62,7 @@ INSTANCES: dict[str, list[Solver]] = {
     "dpmpp_3m": [DPMpp3M(), DPMpp3M(rule="midpoint"), DPMpp3M(rule="heun")],
     "dpmpp_sde_2m": [DPMppSDE2M(), DPMppSDE2M(eta=0.5)],
     "unipc": [UniPC(), UniPC(variant="bh1"), UniPC(p=3)],
-    "deis": [DEIS(), DEIS(order=2), DEIS(order=1)],
+    "deis": [DEIS(), DEIS(points=2), DEIS(points=1)],
     "adaptive_sde": [AdaptiveSDE()],
     "ode": [PerSampleODE(), PerSampleODE(method="tsit5"), PerSampleODE(method="dop853")],
     "torchdiffeq": [TorchdiffeqODE(), TorchdiffeqODE(method="dopri8")],
@@ -91,23 +92,6 @@ AFFINE = [  # in x and z; the step of a Langevin corrector depends on both
     for parameter in ALL
     if isinstance(parameter.values[1], GridSolver) and parameter.values[1] != PredictorCorrector()
 ]
-MEAN, STD = 0.5, 0.6
-
-
-class Impulses(NoiseSource):
-    """Draw k is 1 for sample 2 + k of the batch and 0 for all others."""
-
-    def __init__(self) -> None:
-        self.drawn = 0
-
-    def prior(self, shape: tuple[int, ...]) -> Tensor:
-        raise AssertionError("the start is given")
-
-    def __call__(self, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-        z = torch.zeros_like(x)
-        z[2 + self.drawn : 3 + self.drawn] = 1
-        self.drawn += 1
-        return z
 
 
 class Doubled(NoiseSource):
@@ -133,11 +117,6 @@ def moments(sde: SDE, solver: GridSolver, t_from: float, t_to: float) -> tuple[f
     offset, responses = end[0], end[1:] - end[0]
     mean, std = exact_moments(sde, t_from)
     return float(responses[0] * mean + offset), math.hypot(float(responses[0]) * std, float(responses[1:].norm()))
-
-
-def exact_moments(sde: SDE, t: float) -> tuple[float, float]:
-    a, std = float(sde.mean_coef(f64(t))), float(sde.std(f64(t)))
-    return a * MEAN, math.hypot(a * STD, std)
 
 
 def mixture(sde: SDE, shape: tuple[int, ...] = (2,)) -> GaussianMixture:

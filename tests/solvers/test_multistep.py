@@ -107,7 +107,7 @@ def test_sde_dpm_solver_as_published(sde: SDE) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(lambda: DEIS(order=1), id="deis"),
+        pytest.param(lambda: DEIS(points=1), id="deis"),
         pytest.param(lambda: DDIM(eta=0.0), id="ddim"),
     ],
 )
@@ -130,7 +130,9 @@ def test_a_published_rule_takes_the_first_step_once() -> None:
         assert (exact.step(process, middle, TIMES[1], TIMES[2], state)[1].x - middle).abs().max() > 1e-6
 
 
-@pytest.mark.parametrize("solver", [DPMpp2M(rule="heun"), DPMpp3M(), DEIS(order=2), DEIS(order=3), UniPC(p=3)], ids=str)
+@pytest.mark.parametrize(
+    "solver", [DPMpp2M(rule="heun"), DPMpp3M(), DEIS(points=2), DEIS(points=3), UniPC(p=3)], ids=str
+)
 def test_polynomials_of_the_order_are_integrated_exactly(solver: GridSolver, sde: SDE) -> None:
     """With x̂0, or ε̂, a polynomial in λ alone, a step with full history is exact whatever its size."""
     power, eps_form = solver.order - 1, isinstance(solver, DEIS)
