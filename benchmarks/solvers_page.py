@@ -7,6 +7,7 @@ writes what stands between the marks of docs/solvers.md anew, and docs/pictures/
 
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,26 @@ def ratio_table(pairs: list[Curve]) -> str:
         grids = ", ".join(dict.fromkeys(pair["grid"] for pair in own))
         rows.append([peer, f"`{own[0]['ours']}`", grids, *(f"{min(r):.4f} … {max(r):.4f}" for r in (few, many))])
     return table(["peer", "ours", "grids", "ours / peer, NFE < 15", "NFE ≥ 15"], rows)
+
+
+def defaults_table(pairs: list[Curve], curves: list[Curve]) -> str:
+    """Our solvers with their defaults over peers whose own defaults differ, at equal times."""
+    own = {(c["target"], c["grid"], c["method"]): dict(points(c)) for c in curves if c["process"] == "VP"}
+    rows = []
+    for peer in dict.fromkeys(pair["peer"] for pair in pairs if pair["same"] and "," in pair["ours"]):
+        method = next(pair["ours"] for pair in pairs if pair["peer"] == peer).partition(",")[0]
+        found = [
+            own[key][nfe] / error
+            for pair in pairs
+            if pair["peer"] == peer and (key := (pair["target"], pair["grid"], method)) in own
+            for nfe, error in points(pair, "peer_error")
+            if nfe in own[key] and error
+        ]
+        if found:
+            low, middle, high = min(found), statistics.median(found), max(found)
+            worse = sum(ratio > 1.01 for ratio in found)
+            rows.append([peer, f"`{method}`", f"{worse} of {len(found)}", *(short(r) for r in (low, middle, high))])
+    return table(["peer", "ours by default", "ours worse by > 1 %", "least", "median", "most"], rows)
 
 
 def stochastic_table(parts: list[dict[str, Any]]) -> str:
@@ -247,6 +268,7 @@ def tables(result: dict[str, Any], budget: dict[str, Any]) -> dict[str, str]:
         "best": best_table(result["deterministic"], ("VP",), (5, 6, 8, 10, 12, 15, 20, 25, 35, 50, 75, 100)),
         "best, other processes": best_table(result["deterministic"], ("sub-VP", "VE"), (5, 10, 20, 50, 100)),
         "ratios": ratio_table(result["pairs"]),
+        "defaults": defaults_table(result["pairs"], result["deterministic"]),
         "chain": chain_table(result["chain"]),
         "stochastic": stochastic_table(result["stochastic"]),
     }
