@@ -1,11 +1,11 @@
 """Sampling and encoding: a solver from one end of time to the other."""
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import SolveError, require
+from sde_diffusion.errors import InputError, SolveError, require
 from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers import SOLVERS
@@ -146,15 +146,21 @@ def require_deterministic(solver: Solver) -> None:
     """Refuse a solver that draws noise, for what it does cannot be undone.
 
     Raises:
-        InputError: It does; names those that do not.
+        InputError: It does; names its options that make it so, or solvers that do not.
     """
+    if not solver.stochastic:
+        return
     name = next((name for name, row in SOLVERS.items() if row is type(solver)), type(solver).__name__)
+    own = {field.name: field.default for field in fields(solver) if field.default is not MISSING}
+    resets = [f"`{key}` = {value}" for key, value in own.items() if _quiet(solver, key, value)]
     others = [name for name, row in SOLVERS.items() if name != "ode" and not row().stochastic]
-    require(
-        not solver.stochastic,
-        f"`solver` must be deterministic to encode and decode, got {name!r}, which draws noise; "
-        f"try 'ode', or one of {', '.join(others)}",
-    )
+    remedy = f"set {' or '.join(resets)}" if resets else f"try 'ode', or one of {', '.join(others)}"
+    raise InputError(f"`solver` must be deterministic to encode and decode, got {name!r}, which draws noise; {remedy}")
+
+
+def _quiet(solver: Solver, option: str, default: object) -> bool:
+    """Whether the solver draws no noise with its `default` in place of one option."""
+    return getattr(solver, option) != default and not replace(solver, **{option: default}).stochastic
 
 
 def _checked_end(sde: SDE, t_end: float | None) -> float:

@@ -255,6 +255,14 @@ BAD: dict[str, tuple[Given, str]] = {
         lambda d, t, c: ["interpolate", t, "--pair", 0, 1, "--solver", "adaptive_sde"],
         "got 'adaptive_sde', which draws noise",
     ),
+    "encode by a solver that an option makes stochastic": (
+        lambda d, t, c: ["encode", t, "--solver", "heun", "--set", "sampling.solver.s_churn=3"],
+        "got 'heun', which draws noise; set `s_churn` = 0.0",
+    ),
+    "steps beyond all measure": (
+        lambda d, t, c: ["sample", t, "--solver", "ddim", "--steps", 10**11],
+        "`steps` must be ≤ 1000000, got 100000000000",
+    ),
     "encode with an option of another solver": (
         lambda d, t, c: ["encode", t, "--solver", "ddim", "--rtol", 0.1],
         "--rtol is no option of the solver 'ddim'",
@@ -421,6 +429,8 @@ def test_interrupts_and_memory_have_their_own_codes(monkeypatch: pytest.MonkeyPa
         (KeyboardInterrupt(), 130, "error: interrupted"),
         (click.Abort(), 130, "error: interrupted"),
         (torch.OutOfMemoryError("tried\nto allocate"), 1, "error: out of memory: tried to allocate; try a smaller"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "error: out of memory: DefaultCPUAllocator: "),
+        (MemoryError("Unable to allocate"), 1, "error: out of memory: Unable to allocate; try a smaller"),
     ):
 
         def stop(*_: object, error: BaseException = error, **__: object) -> None:

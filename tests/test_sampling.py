@@ -152,6 +152,8 @@ def test_encode_needs_a_deterministic_solver() -> None:
             with pytest.raises(InputError, match=message):
                 direction(oracle.score, oracle.sde, solver, x0)
     assert encode(oracle.score, oracle.sde, EulerMaruyama(eta=0.0, steps=3), x0).nfe == 3
+    with pytest.raises(InputError, match=r"got 'ddim', which draws noise; set `eta` = 0\.0$"):
+        encode(oracle.score, oracle.sde, DDIM(eta=0.5), x0)
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)

@@ -26,6 +26,8 @@ Examples:
   python cli.py verify
 """
 
+NO_MEMORY = ("DefaultCPUAllocator", "can't allocate memory")  # how torch says so on the CPU, by a RuntimeError
+
 
 @click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="sde-diffusion")
@@ -57,13 +59,17 @@ def main() -> None:
         _fail(error.format_message(), 2)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
         _fail(f"out of memory: {error}; try a smaller --batch, or training.accumulate to train", 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has gone
         sys.exit(1)  # as click does where it notices first
     except OSError as error:  # what no command foresaw, such as a path that is too long
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in NO_MEMORY):
+            raise
+        _fail(f"out of memory: {error}; try a smaller --batch, or training.accumulate to train", 1)
 
 
 def _fail(message: str, code: int) -> None:

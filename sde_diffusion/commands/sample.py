@@ -82,10 +82,10 @@ def sample(
     """Draw samples from CHECKPOINT, a file or a run's folder; from the newest run without one."""
     options = {f"sampling__{key}": given[key] for key in ("t_end", "denoise", "clip", "count", "batch", "label")}
     overrides = [*solver_assignments(given, assignments), *as_assignments(**options, seed=seed)]
-    check_budget(given, assignments)
+    check_budget(given, assignments, config_file)
     with naming_flags(given):
         loaded = load(checkpoint, config_file, overrides, device=device, ema=ema)
-    config = spend_budget(given, assignments, loaded.trained.config)
+    config = spend_budget(given, assignments, config_file, loaded.trained.config)
     loaded = replace(loaded, trained=replace(loaded.trained, config=config))
     click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}")
     if dry_run:

@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
 
 from sde_diffusion.build import Config
 from sde_diffusion.commands.common import Command, as_assignments
+from sde_diffusion.config import read_yaml
 from sde_diffusion.errors import InputError, UnknownKeyError, require
 from sde_diffusion.grids import GRIDS
 from sde_diffusion.solvers import SOLVERS, GridSolver, Solver, for_budget, within
@@ -51,11 +53,11 @@ def budget_option(command: Command) -> Command:
         "--nfe",
         type=int,
         help="Score evaluations per sample, the final denoising included: chooses solver, grid, steps and end, or the "
-        "steps of the --solver that is named.",
+        "steps of the solver that is named.",
     )(command)
 
 
-def check_budget(given: Mapping[str, Any], assignments: Sequence[str]) -> None:
+def check_budget(given: Mapping[str, Any], assignments: Sequence[str], file: Path | None) -> None:
     """Refuse options that say otherwise than --nfe.
 
     Raises:
@@ -72,17 +74,20 @@ def check_budget(given: Mapping[str, Any], assignments: Sequence[str]) -> None:
             f"--nfe decides how many steps there are, so {flag} cannot be given beside it; leave one of them out",
         )
     require(
-        given["grid"] is None or _names_solver(given, assignments),
+        given["grid"] is None or _names_solver(given, assignments, file),
         "--nfe chooses the grid with the solver; name a --solver too, or leave --grid out",
     )
 
 
-def _names_solver(given: Mapping[str, Any], assignments: Sequence[str]) -> bool:
-    """Whether the user says anything of the solver but its grid."""
-    return given["solver"] is not None or any(assignment.strip().startswith(SECTION) for assignment in assignments)
+def _names_solver(given: Mapping[str, Any], assignments: Sequence[str], file: Path | None) -> bool:
+    """Whether the user says anything of the solver but its grid: by a flag, by its key or in the config `file`."""
+    if given["solver"] is not None or any(assignment.strip().startswith(SECTION) for assignment in assignments):
+        return True
+    section = None if file is None else read_yaml(file).get("sampling")
+    return isinstance(section, Mapping) and section.get("solver") is not None
 
 
-def spend_budget(given: Mapping[str, Any], assignments: Sequence[str], config: Config) -> Config:
+def spend_budget(given: Mapping[str, Any], assignments: Sequence[str], file: Path | None, config: Config) -> Config:
     """`config` with what --nfe chooses: all, or the steps alone of a solver that the user names.
 
     Raises:
@@ -92,12 +97,12 @@ def spend_budget(given: Mapping[str, Any], assignments: Sequence[str], config: C
     if nfe is None:
         return config
     denoise = None if options.denoise and given["denoise"] is None else options.denoise
-    if _names_solver(given, assignments):
+    if _names_solver(given, assignments, file):
         fitting = [name for name, row in SOLVERS.items() if issubclass(row, GridSolver)]
         require(
             isinstance(options.solver, GridSolver),
             f"--nfe cannot set the steps of the solver {name_of(options.solver)!r}, which chooses its own by its "
-            f"tolerances; take one of {', '.join(fitting)}, or no --solver",
+            f"tolerances; take one of {', '.join(fitting)}, or name none",
         )
         assert isinstance(options.solver, GridSolver)
         plan = within(options.solver, nfe, denoise=denoise)

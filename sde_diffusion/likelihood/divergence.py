@@ -31,6 +31,7 @@ Mode = Literal["reverse", "forward"]
 TraceFn = Callable[[ScoreFn, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(score_fn, x: (B, *D), t) -> score (B, *D) and k estimates of tr ∂score/∂x for each sample, (B, k)."""
 
+MOST_PROBES = 65536  # of which each keeps a direction as large as the sample
 _PROBE_STREAM = 0x70726F6265  # "probe": keeps these draws apart from every other use of the same seed
 
 
@@ -183,6 +184,7 @@ class Hutchinson(Divergence):
 
     def __post_init__(self) -> None:
         require_positive(probes=self.probes, chunk=self.chunk)
+        require(self.probes <= MOST_PROBES, f"`probes` must be ≤ {MOST_PROBES}, got {self.probes}")
         require_one_of("distribution", self.distribution, get_args(Distribution))
         require_one_of("mode", self.mode, get_args(Mode))
 

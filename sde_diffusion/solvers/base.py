@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import SolveError, require_positive
+from sde_diffusion.errors import SolveError, require, require_positive
 from sde_diffusion.grids import TimeGrid, UniformGrid
 from sde_diffusion.score import ScoreFn, eps_from_score, reverse_drift, score_from_x0, x0_from_score
 from sde_diffusion.sde import SDE
@@ -24,6 +24,8 @@ from sde_diffusion.tensors import select
 
 STATE = "the state left the range of floating-point numbers; take more steps, or clip the predicted data"
 NETWORK = "the network gave NaN or infinity for a finite state; take other weights, such as an earlier checkpoint"
+
+MOST_STEPS = 1_000_000  # more are a slip of the hand: their grid alone fills the memory
 
 Observer = Callable[[Tensor, float], None]
 """Called with the state (B, *D) and its time after every step."""
@@ -167,6 +169,7 @@ class GridSolver(Solver):
 
     def __post_init__(self) -> None:
         require_positive(steps=self.steps)
+        require(self.steps <= MOST_STEPS, f"`steps` must be ≤ {MOST_STEPS}, got {self.steps}")
 
     @property
     def evaluations(self) -> int:

@@ -257,6 +257,18 @@ def test_a_budget_is_spent(
     assert (chosen["t_end"] is not None) == (not options), "a named solver keeps its end"
 
 
+def test_a_budget_goes_to_the_solver_that_the_config_file_names(tmp_path: Path, trained: Path) -> None:
+    file = tmp_path / "config.yaml"
+    for text, name, steps in (
+        ("sampling: {solver: {name: heun, steps: 3}}", "heun", 4),
+        ("sampling: {solver: em}", "em", 9),
+        ("sampling: {count: 3}", "unipc", 9),
+    ):
+        file.write_text(text)
+        told = yaml.safe_load(succeed("sample", trained, "--nfe", 10, "--config", file, "--dry-run").out)["sampling"]
+        assert (told["solver"]["name"], told["solver"]["steps"]) == (name, steps)
+
+
 def test_a_budget_of_one_has_no_denoising_and_a_given_end_stays(tmp_path: Path, trained: Path) -> None:
     one = yaml.safe_load(succeed("sample", trained, "--nfe", 1, "--dry-run").out)["sampling"]
     assert (one["solver"]["steps"], one["denoise"], one["t_end"]) == (1, False, None)

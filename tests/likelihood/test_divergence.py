@@ -191,6 +191,8 @@ def test_errors() -> None:
     exact = ExactTrace().bind(x, seed=0, start=0)
     with pytest.raises(InputError, match="`probes` must be > 0, got 0"):
         Hutchinson(probes=0)
+    with pytest.raises(InputError, match="`probes` must be ≤ 65536, got 65537"):
+        Hutchinson(probes=65537)
     with pytest.raises(InputError, match="`distribution` must be one of rademacher, gaussian, got 'uniform'"):
         Hutchinson(distribution="uniform")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="`mode` must be one of reverse, forward, got 'sideways'"):
