@@ -526,8 +526,8 @@ FAULTS = [
     Fault(
         "one-sided-interval",
         "likelihood/summary.py",
-        "return NormalDist().inv_cdf(0.5 + 0.5 * confidence)",
-        "return NormalDist().inv_cdf(confidence)",
+        "return float(stdtrit(min(df, 1e16), 0.5 + 0.5 * confidence))",
+        "return float(stdtrit(min(df, 1e16), confidence))",
         "a one-sided quantile: 95 % intervals cover 90 %",
         *LIKELIHOOD,
     ),

@@ -93,8 +93,8 @@ def compare_with_prior(z: Tensor, prior_std: float) -> dict[str, Any]:
 
 def interval(name: str, values: Tensor) -> dict[str, Any]:
     """`name`: the mean, `name_half_width`: that of its 95 % interval, None for a single value."""
-    found = mean_interval(values)
-    return {name: found.mean, f"{name}_half_width": found.half_width if len(values) > 1 else None}
+    mean, half_width = mean_interval(values).plain()
+    return {name: mean, f"{name}_half_width": half_width}
 
 
 def with_error(report: dict[str, Any], name: str) -> str:

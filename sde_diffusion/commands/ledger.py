@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from sde_diffusion.commands.common import GrowingArrays, Loaded, make_folder, write_json
+from sde_diffusion.commands.likelihood_report import finite
 from sde_diffusion.data import Dataset
 from sde_diffusion.likelihood.ledger import Entry, LedgerRow, check_values, ledger_entries, ledger_row
 
@@ -87,8 +88,7 @@ def _row(loaded: Loaded, entry: Entry, store: GrowingArrays) -> LedgerRow:
 
 
 def _plain(row: LedgerRow) -> dict[str, Any]:
-    facts = dataclasses.asdict(row)
-    return facts | {"half_width": None if math.isnan(row.half_width) else row.half_width}
+    return dataclasses.asdict(row) | {"half_width": finite(row.half_width)}
 
 
 def slug(name: str) -> str:

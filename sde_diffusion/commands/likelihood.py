@@ -236,7 +236,7 @@ def _rows(replicates: list[Scores]) -> dict[str, Tensor]:
 
 def _report(trained: Trained, columns: dict[str, Tensor], confidence: float) -> dict[str, Any]:
     spec = trained.spec
-    mean, half_width = _interval(columns["bits_per_dim"], confidence)
+    mean, half_width = mean_interval(columns["bits_per_dim"], confidence).plain()
     report: dict[str, Any] = {
         "bits_per_dim": mean,
         "half_width": half_width,
@@ -252,15 +252,9 @@ def _report(trained: Trained, columns: dict[str, Tensor], confidence: float) -> 
         per_dim = spec.bits_per_dim(-errors.double()) - spec.bits_offset
         report["half_width_of_probes"] = probe_half_width(per_dim, confidence)
     if "gaussian_bits_per_dim" in columns:
-        mean, half_width = _interval(columns["gaussian_bits_per_dim"], confidence)
+        mean, half_width = mean_interval(columns["gaussian_bits_per_dim"], confidence).plain()
         report |= {"gaussian_bits_per_dim": mean, "gaussian_half_width": half_width}
     return report
-
-
-def _interval(values: Tensor, confidence: float) -> tuple[float, float | None]:
-    """Mean and half-width of its interval, None for a single value, which does not tell its spread."""
-    interval = mean_interval(values, confidence)
-    return interval.mean, interval.half_width if len(values) > 1 else None
 
 
 def _print(trained: Trained, report: dict[str, Any], what: str, seconds: float) -> None:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sde_diffusion.build import Trained
-from sde_diffusion.likelihood import Divergence, Examples, Interval, Split, prior_gap, t_quantile, truncation_error
+from sde_diffusion.likelihood import Divergence, Examples, Interval, Split, mean_interval, prior_gap, truncation_error
 
 NAMES = {"images": "finite subset", "dequantisation": "dequantisation", "probes": "trace probes"}
 
@@ -28,8 +27,8 @@ class Ends:
     def facts(self) -> dict[str, Any]:
         """For the JSON file."""
         return {
-            "truncation": {"mean": self.truncation.mean, "half_width": finite(self.truncation.half_width)},
-            "prior_gap_bound": {"mean": self.prior_gap.mean, "half_width": finite(self.prior_gap.half_width)},
+            name: dict(zip(("mean", "half_width"), interval.plain(), strict=True))
+            for name, interval in (("truncation", self.truncation), ("prior_gap_bound", self.prior_gap))
         }
 
 
@@ -43,13 +42,7 @@ def ends_of(trained: Trained, examples: Examples, divergence: Divergence, *, fir
         error = truncation_error(trained.model, sde, x, divergence=divergence, seed=examples.seed, start=start)
         truncation.append(-error.cpu() / (spec.dims * math.log(2)))
         gap.append(prior_gap(sde, x).cpu() / (spec.dims * math.log(2)))
-    return Ends(_interval(torch.cat(truncation), confidence), _interval(torch.cat(gap), confidence))
-
-
-def _interval(values: Tensor, confidence: float) -> Interval:
-    n = len(values)
-    error = float(values.std()) / math.sqrt(n) * t_quantile(confidence, n - 1) if n > 1 else math.nan
-    return Interval(float(values.mean()), error)
+    return Ends(mean_interval(torch.cat(truncation), confidence), mean_interval(torch.cat(gap), confidence))
 
 
 def finite(value: float) -> float | None:

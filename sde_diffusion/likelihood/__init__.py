@@ -4,7 +4,7 @@ A new trace estimator is a class here and a row in `DIVERGENCES`, a new dequanti
 """
 
 from sde_diffusion.likelihood.bounds import Bound, chain_bound, continuous_bound, importance_weighted
-from sde_diffusion.likelihood.components import Cells, Split, nested_split, t_quantile
+from sde_diffusion.likelihood.components import Cells, Split, nested_split
 from sde_diffusion.likelihood.dequantisation import (
     Dequantisation,
     Dequantised,
@@ -16,7 +16,7 @@ from sde_diffusion.likelihood.flow import Likelihood, log_likelihood
 from sde_diffusion.likelihood.gaussian import GaussianReference
 from sde_diffusion.likelihood.ledger import LedgerOptions, LedgerRow, ledger
 from sde_diffusion.likelihood.scoring import Examples, Scores
-from sde_diffusion.likelihood.summary import Interval, mean_interval, probe_half_width
+from sde_diffusion.likelihood.summary import Interval, mean_interval, probe_half_width, t_quantile
 from sde_diffusion.likelihood.targets import Levels, Points, Target
 from sde_diffusion.likelihood.tolerance import Goal, Outcome, Scoring
 from sde_diffusion.likelihood.truncation import prior_gap, truncation_error

@@ -20,22 +20,12 @@ from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
-from scipy.special import stdtrit
 from torch import Tensor
 
 from sde_diffusion.errors import require
+from sde_diffusion.likelihood.summary import t_quantile
 
 SOURCES = ("images", "dequantisation", "probes")
-
-
-def t_quantile(confidence: float, df: float) -> float:
-    """The q with P(|t| ≤ q) = `confidence` for Student's t with `df` degrees of freedom; 1.96 for 0.95 and infinite df.
-
-    Raises:
-        InputError: `confidence` is not in (0, 1).
-    """
-    require(0 < confidence < 1, f"`confidence` must be in (0, 1), got {confidence}")
-    return float(stdtrit(min(df, 1e12), 0.5 + 0.5 * confidence))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,9 +1,9 @@
 """From values per image to a mean with an interval."""
 
 import math
-from statistics import NormalDist
 from typing import NamedTuple
 
+from scipy.special import stdtrit
 from torch import Tensor
 
 from sde_diffusion.errors import require
@@ -18,21 +18,26 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         return f"{self.mean:.4f} ± {self.half_width:.4f}"
 
+    def plain(self) -> tuple[float, float | None]:
+        """The two as JSON knows them: None for a half-width that is not known."""
+        return self.mean, None if math.isnan(self.half_width) else self.half_width
 
-def normal_quantile(confidence: float) -> float:
-    """The z with P(|N(0, 1)| ≤ z) = `confidence`: 1.96 for 0.95.
+
+def t_quantile(confidence: float, df: float) -> float:
+    """The q with P(|t| ≤ q) = `confidence` for Student's t with `df` degrees of freedom; 1.96 for 0.95 and infinite df.
 
     Raises:
         InputError: `confidence` is not in (0, 1).
     """
     require(0 < confidence < 1, f"`confidence` must be in (0, 1), got {confidence}")
-    return NormalDist().inv_cdf(0.5 + 0.5 * confidence)
+    return float(stdtrit(min(df, 1e16), 0.5 + 0.5 * confidence))
 
 
 def mean_interval(values: Tensor, confidence: float = 0.95) -> Interval:
-    """Mean of `values` (n,) with its normal interval z s/√n over the images, in the units of `values`.
+    """Mean of `values` (n,) with its interval q s/√n over the images, in the units of `values`.
 
-    It covers all that varies from image to image: the finite subset, dequantisation and random directions. The
+    q is `t_quantile` with n − 1 degrees of freedom, so it covers normal values as often as stated from n = 2 on. It
+    covers all that varies from image to image: the finite subset, dequantisation and random directions. The
     half-width of a single value is NaN.
 
     Raises:
@@ -41,11 +46,11 @@ def mean_interval(values: Tensor, confidence: float = 0.95) -> Interval:
     _check("values", values)
     values = values.double()
     spread = float(values.std()) if len(values) > 1 else math.nan
-    return Interval(float(values.mean()), normal_quantile(confidence) * spread / math.sqrt(len(values)))
+    return Interval(float(values.mean()), t_quantile(confidence, len(values) - 1) * spread / math.sqrt(len(values)))
 
 
 def probe_half_width(standard_errors: Tensor, confidence: float = 0.95) -> float:
-    """The part of `mean_interval`'s half-width that comes from the random directions, z √(Σ e_i²)/n.
+    """Half-width that the random directions alone would give a mean, z √(Σ e_i²)/n with the normal quantile z.
 
     Args:
         standard_errors: e_i, (n,), `Likelihood.standard_error` in the units wanted: 0 for the exact trace.
@@ -54,7 +59,7 @@ def probe_half_width(standard_errors: Tensor, confidence: float = 0.95) -> float
         InputError: No values, one that is not finite (a single probe does not tell its error), or a bad `confidence`.
     """
     _check("standard_errors", standard_errors)
-    return normal_quantile(confidence) * float(standard_errors.double().norm()) / len(standard_errors)
+    return t_quantile(confidence, math.inf) * float(standard_errors.double().norm()) / len(standard_errors)
 
 
 def _check(name: str, values: Tensor) -> None:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import require, require_positive
-from sde_diffusion.likelihood.components import Cells, Split, best_probes, images_needed, nested_split, t_quantile
-from sde_diffusion.likelihood.summary import Interval
+from sde_diffusion.likelihood.components import Cells, Split, best_probes, images_needed, nested_split
+from sde_diffusion.likelihood.summary import Interval, t_quantile
 
 ODE_SHARE = 0.1  # of the tolerance, that the ODE error may take where its tolerance is chosen here
 VJP = 1.4  # cost of one more probe in score evaluations: 2.4 for score and one probe of a U-Net
