@@ -98,7 +98,7 @@ class Split:
     def half_widths(self) -> dict[str, float]:
         """That of each source alone; their squares add up to that of the whole. Components below 0 count as 0."""
         return {
-            name: math.nan if math.isnan(share) else self.quantile * math.sqrt(max(share, 0.0))
+            name: math.nan if math.isnan(share) else self.quantile * math.sqrt(max(0.0, share))
             for name, share in zip(SOURCES, self.shares, strict=True)
         }
 

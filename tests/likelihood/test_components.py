@@ -63,10 +63,15 @@ def test_the_shares_add_up_and_all_images_leave_no_error_of_their_own() -> None:
     some, whole = nested_split(cells, population=1000), nested_split(cells, population=40)
     assert sum(some.shares) == pytest.approx(some.variance, rel=1e-12)
     assert whole.shares[0] == 0
-    assert whole.half_widths["images"] == 0
+    assert f"{whole.half_widths['images']:.5f}" == "0.00000"
     assert whole.variance == pytest.approx(whole.dequantisation / 80 + whole.probes / 160, rel=1e-12)
     squares = [width**2 for width in some.half_widths.values()]
     assert math.sqrt(sum(squares)) == pytest.approx(some.half_width, rel=1e-12)
+
+
+def test_no_half_width_is_minus_zero() -> None:
+    split = Split(0.0, -0.1, 0.0, 1.2, (-0.0, -0.1, 1.0), 1.0, 10.0, 0.95, 10)
+    assert [f"{width:.5f}" for width in split.half_widths.values()][:2] == ["0.00000", "0.00000"]
 
 
 def test_one_score_an_image_gives_the_interval_of_the_mean() -> None:
