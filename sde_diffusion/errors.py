@@ -48,6 +48,11 @@ class SolveError(InputError):
         """The same of a batch whose first sample is number `start` of a run."""
         return SolveError(self._what, self._reason, t=self.t, samples=self.samples, start=start, traced=self.traced)
 
+    def of_examples(self, examples: Sequence[int]) -> "SolveError":
+        """The same of a batch whose samples are these examples of the data."""
+        samples = [examples[sample] for sample in self.samples]
+        return SolveError(self._what, self._reason, t=self.t, samples=samples, traced=self.traced)
+
     def because(self, cause: "SolveError") -> "SolveError":
         """The same with the reason of another, and with its samples where this one tells none."""
         return SolveError(self._what, cause._reason, t=self.t, samples=self.samples or cause.samples)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.data import Dataset, DataSpec
+from sde_diffusion.errors import SolveError
 from sde_diffusion.likelihood.dequantisation import Dequantisation, Dequantised
 from sde_diffusion.likelihood.divergence import Divergence
 from sde_diffusion.likelihood.flow import log_likelihood
@@ -83,21 +84,28 @@ class Examples:
         divergence: Divergence,
         ode: AdaptiveODE,
     ) -> Scores:
-        """Score the examples at places `first` … `first` + `count` − 1, by one solve for each draw."""
+        """Score the examples at places `first` … `first` + `count` − 1, by one solve for each draw.
+
+        Raises:
+            SolveError: A solve fails; says for which example of the data set, whatever the order.
+        """
         noised = self.noised(first, count, sde, replicate=replicate)
         seed = self.seed if replicate == 0 else derive_seed(self.seed, _REPLICATE, replicate)
-        solves = [
-            log_likelihood(
-                score_fn,
-                sde,
-                x,
-                divergence=divergence,
-                ode=ode,
-                seed=seed if draw == 0 else derive_seed(seed, _DRAW, draw),
-                start=first,
-            )
-            for draw, x in enumerate(noised.x)
-        ]
+        try:
+            solves = [
+                log_likelihood(
+                    score_fn,
+                    sde,
+                    x,
+                    divergence=divergence,
+                    ode=ode,
+                    seed=seed if draw == 0 else derive_seed(seed, _DRAW, draw),
+                    start=first,
+                )
+                for draw, x in enumerate(noised.x)
+            ]
+        except SolveError as failure:
+            raise failure.of_examples(self.order[first : first + count].tolist()) from failure
         log_prob = torch.stack([solve.per_probe.double().cpu() for solve in solves], 1)
         return Scores(
             bits_per_dim=code_length(self.dataset.spec, log_prob, noised.log_q.T.cpu()[:, :, None]),

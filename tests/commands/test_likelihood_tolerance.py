@@ -1,6 +1,7 @@
 """`likelihood --tol`: the split of the error, the budget, and going on after a kill."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from sde_diffusion.likelihood import Cells, nested_split
+from sde_diffusion.likelihood import Cells, Dequantised, Examples, nested_split
+from sde_diffusion.sde import SDE
 from tests.commands.running import invoke, succeed
 from tests.commands.test_sample import killed_after
 from tests.training.test_trainer import Killed
@@ -66,6 +68,26 @@ def test_other_ways_to_score(tmp_path: Path, trained: Path, options: tuple[Any, 
     assert told["solves"] == len(rows(tmp_path)["place"]) / told["probes"]
     assert exact or "2 antithetic draws in a replicate" in outcome.out
     assert told["solves"] == (3 if exact else 3 * 3 * 2), "two rungs and a second replicate"
+
+
+def test_a_failed_solve_names_the_example_of_the_data(
+    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not its place in the random order, which the user does not see."""
+    places: list[int] = []
+    noised = Examples.noised
+
+    def watched(examples: Examples, first: int, count: int, sde: SDE, *, replicate: int = 0) -> Dequantised:
+        places[:] = examples.order[first : first + count].tolist()
+        drawn = noised(examples, first, count, sde, replicate=replicate)
+        drawn.x[:, 1] = math.nan
+        return drawn
+
+    monkeypatch.setattr(Examples, "noised", watched)
+    outcome = invoke("likelihood", trained, "--tol", 0.4, *LOOSE, "--start", 100, "--limit", 9, "--out", tmp_path)
+    assert outcome.code == 2
+    assert f"for sample {places[1]}: " in outcome.error
+    assert sorted(places) == list(range(100, 109)) != places
 
 
 def test_the_ode_tolerance_is_chosen_unless_given(tmp_path: Path, trained: Path) -> None:
