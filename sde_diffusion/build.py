@@ -147,6 +147,11 @@ class LikelihoodConfig:
     def __post_init__(self) -> None:
         require_positive(batch=self.batch)
         require_positive(draws=self.draws, replicates=self.replicates)
+        coupling = self.dequantisation.coupling
+        require(
+            self.draws > 1 or coupling == "independent",
+            f"the coupling {coupling} hangs several draws together, got `draws` = 1; give `draws` ≥ 2",
+        )
         require(self.tol is None or self.tol > 0, f"`tol` must be > 0, got {self.tol}")
         require(self.max_solves is None or self.tol is not None, "`max_solves` bounds a run to `tol`, got no `tol`")
         require(

@@ -64,6 +64,11 @@ SECTIONS = {
     **dict.fromkeys(("rtol", "atol"), "ode__"),
     "coupling": "dequantisation__",
 }
+REPEATS = {  # options that say how often a score is repeated, which a ledger's rows do in their own way
+    "draws": "--draws",
+    "replicates": "--replicates",
+    "dequantisation": "--dequantisation and --coupling",
+}
 PILOT = 64  # examples on which truncation and prior gap are measured
 REFERENCE_DIMS, REFERENCE_EXAMPLES = 4096, 60_000  # what a full covariance is affordable for
 
@@ -116,8 +121,13 @@ def likelihood(
     )
     options = {f"likelihood__{SECTIONS.get(key, '')}{key}": value for key, value in given.items()}
     overrides = [*named, *assignments, *as_assignments(**options, seed=seed)]
+    if ledger:
+        _refuse_repeats(overrides)
     loaded = load(checkpoint, config_file, overrides, device=device, ema=ema)
     config = loaded.trained.config
+    if config.likelihood.tol is not None:
+        chosen = any(re.match(r"\s*likelihood\.divergence(\.probes\s*=|\s*=.*\bprobes\b)", key) for key in overrides)
+        require(not chosen, "--tol chooses the probes itself; drop likelihood.divergence.probes or --tol")
     click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}")
     if dry_run:
         show_config({"seed": config.seed, "likelihood": plain_config(config)["likelihood"]})
@@ -150,6 +160,15 @@ def _refuse_contradictions(exact: bool, data_file: Path | None, given: dict[str,
     for key in ("probes", "replicates"):
         require(given["tol"] is None or given[key] is None, f"--tol chooses the {key} itself; drop --{key} or --tol")
     require(given["max_solves"] is None or given["tol"] is not None, "--max-solves goes with --tol; give it as well")
+
+
+def _refuse_repeats(overrides: list[str]) -> None:
+    for key, flags in REPEATS.items():
+        require(
+            not any(re.match(rf"\s*likelihood\.{key}\b", override) for override in overrides),
+            f"--ledger takes no {flags} (likelihood.{key}): its rows have their own noise and draws; drop it, or set "
+            "likelihood.ledger.importance_draws or likelihood.ledger.draws",
+        )
 
 
 def _score(loaded: Loaded, dataset: Dataset, reference: bool, folder: Path, extra: dict[str, Any]) -> None:

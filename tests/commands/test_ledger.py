@@ -131,6 +131,25 @@ def test_ledger_and_tolerance_exclude_each_other(tmp_path: Path, trained: Path) 
     assert "--ledger and --tol exclude each other; drop one" in outcome.error
 
 
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        (("--draws", 4), "--draws"),
+        (("--replicates", 2), "--replicates"),
+        (("--dequantisation", "truncated_normal"), "--dequantisation"),
+        (("--coupling", "antithetic"), "--coupling"),
+        (("--set", "likelihood.draws=4"), "--draws"),
+    ],
+)
+def test_options_that_no_row_heeds_are_refused(
+    tmp_path: Path, trained: Path, options: tuple[object, ...], flag: str
+) -> None:
+    outcome = invoke("likelihood", trained, *CHEAP, *options, "--out", tmp_path / "o")
+    assert outcome.code == 2
+    assert re.search(rf"--ledger takes no .*{flag}.*; drop it, or set likelihood\.ledger\.", outcome.error)
+    assert not (tmp_path / "o").exists()
+
+
 def test_columns_are_aligned() -> None:
     """By what a terminal shows: a combining mark takes no column."""
     rows = [

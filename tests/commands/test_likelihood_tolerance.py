@@ -144,6 +144,14 @@ def test_a_killed_run_ends_at_the_same_numbers(tmp_path: Path, trained: Path, mo
         (("--dequantisation", "unform"), "did you mean 'uniform'"),
         (("--max-solves", 300), "--max-solves goes with --tol"),
         (("--tol", 0.1, "--probes", 2), "--tol chooses the probes itself; drop --probes or --tol"),
+        (("--tol", 0.1, "--set", "likelihood.divergence.probes=8"), "--tol chooses the probes itself; drop likelihood"),
+        (
+            ("--tol", 0.1, "--set", "likelihood.divergence={name: hutchinson, probes: 8}"),
+            "--tol chooses the probes itself; drop likelihood.divergence.probes or --tol",
+        ),
+        (("--set", "likelihood.tol=0.1", "--probes", 8), "--tol chooses the probes itself"),
+        (("--coupling", "antithetic"), "the coupling antithetic hangs several draws together, got `draws` = 1; give"),
+        (("--tol", 0.1, "--coupling", "stratified", "--draws", 1), "the coupling stratified .* give `draws` ≥ 2"),
         (("--tol", 0.1, "--replicates", 2), "--tol chooses the replicates itself; drop --replicates or --tol"),
         (
             ("--exact", "--mode", "forward"),
