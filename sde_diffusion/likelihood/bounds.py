@@ -205,7 +205,8 @@ def importance_weighted(log_probs: Tensor, log_q: Tensor, *, exact: bool) -> Ten
 
         log (1/K) Σ_k e^{ℓ_k} ≥ Σ_k w_k ℓ_k − Σ_k w_k log(K w_k)
 
-    is unbiased in the probes of ℓ: a bound again, and no worse than the plain one by more than log K.
+    is unbiased in the probes of ℓ: a bound again, and, where draws differ in ℓ and not in the noise of their probes, no
+    worse than the plain one by more than log K.
 
     Args:
         log_probs: log p of K draws and each of p probes, (K, B, p).

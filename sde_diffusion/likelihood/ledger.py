@@ -177,11 +177,7 @@ def ledger_entries(
             f"≥ −log₂ P(n) of the flow at t = {narrow.sde.t_min:.2g}; fits models of the bins' centres",
             _flow(narrow, TruncatedNormal(), divergence),
         ),
-        Entry(
-            f"flow, {options.importance_draws} weighted draws",
-            "≥ −log₂ P(n) of the flow, on average ≤ the uniform row",
-            _weighted(model, divergence),
-        ),
+        _weighted(model, divergence),
         Entry("SDE bound, uniform", "≥ −log₂ P(n) of the reverse SDE, by the density of n + u", _dequantised(model)),
         Entry(
             "SDE bound, decoder",
@@ -204,17 +200,20 @@ def _flow(model: _Model, noise: Dequantisation, divergence: Divergence) -> Score
     return score
 
 
-def _weighted(model: _Model, divergence: Divergence) -> Score:
-    if not divergence.exact and divergence.estimates < 2:
-        divergence = Hutchinson(probes=2)
+def _weighted(model: _Model, divergence: Divergence) -> Entry:
+    if isinstance(divergence, Hutchinson):
+        divergence = replace(divergence, probes=max(2, divergence.probes))
+    draws = model.options.importance_draws
+    loss = "" if divergence.exact else f" + log₂ {draws}/D"  # what weights of their own probes may cost
 
     def score(values: Tensor, start: int) -> RowScores:
-        drawn, results = model.flow(UniformDequantisation(), divergence, model.options.importance_draws, values, start)
+        drawn, results = model.flow(UniformDequantisation(), divergence, draws, values, start)
         log_probs = torch.stack([result.per_probe for result in results])
         bound = importance_weighted(log_probs, drawn.log_q, exact=divergence.exact)
         return RowScores(model.bits(bound), sum(result.nfe for result in results))
 
-    return score
+    bounds = f"≥ −log₂ P(n) of the flow, on average ≤ the uniform row{loss}"
+    return Entry(f"flow, {draws} weighted draws", bounds, score)
 
 
 def _dequantised(model: _Model) -> Score:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sde_diffusion.data import DataSpec
 from sde_diffusion.errors import InputError
-from sde_diffusion.likelihood import ExactTrace, Hutchinson, LedgerOptions, ledger, mean_interval
+from sde_diffusion.likelihood import Divergence, ExactTrace, Hutchinson, LedgerOptions, ledger, mean_interval
 from sde_diffusion.likelihood.ledger import Entry, ledger_entries
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
@@ -155,6 +155,27 @@ def test_importance_weighting_tends_to_the_probability() -> None:
     assert one > four - error > sixteen - last
     assert abs(sixteen) < last + one / 8
     assert one > 0.05, "or there is nothing to gain"
+
+
+def test_the_weighted_row_takes_two_probes_of_the_same_kind_and_says_what_they_may_cost() -> None:
+    sde = VPSDE()
+    oracle = mixture(sde)
+    values = draw(oracle, 3)
+
+    def row(divergence: Divergence) -> tuple[str, Tensor]:
+        found = ledger_entries(oracle.score, sde, SPEC, divergence=divergence, ode=ODE, options=OPTIONS, seed=3)
+        (entry,) = (entry for entry in found if entry.name == WEIGHTED)
+        return entry.bounds, entry.score(values, 0).bits
+
+    assert row(ExactTrace())[0].endswith("on average ≤ the uniform row")
+    forward, reverse = (Hutchinson(distribution="gaussian", mode=mode) for mode in ("forward", "reverse"))
+    bounds, by_one = row(reverse)
+    assert bounds.endswith("on average ≤ the uniform row + log₂ 4/D")
+    assert torch.equal(by_one, row(replace(reverse, probes=2))[1])
+    assert not torch.allclose(by_one, row(Hutchinson())[1], atol=1e-3), "the distribution is kept"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sde_diffusion.likelihood.divergence.quadratic_forms", None)  # what reverse mode would call
+        torch.testing.assert_close(row(forward)[1], by_one, rtol=0, atol=1e-2)  # of two solves to a tolerance of 1e-3
 
 
 def test_rows_say_what_they_are_and_what_they_cost() -> None:
