@@ -53,8 +53,8 @@ Examples:
 
 \b
 Each image is dequantised by a draw that depends on the seed and its index. With --tol images come in random order, the
-ODE's tolerance is chosen unless it is given, and the mean stands for the whole split. A killed run goes on where it
-stopped.
+ODE's tolerance is chosen unless it is given, and the mean stands for the whole split, or for what --start and --limit
+leave of it, scored or not. A killed run goes on where it stopped.
 """
 
 _REFERENCE = 0x6A0551  # purpose of random numbers

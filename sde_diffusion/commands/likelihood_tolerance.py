@@ -90,7 +90,8 @@ def score_to_tolerance(
         mean=outcome.split.mean,
         half_width=outcome.half_width,
     )
-    _print(trained, outcome, ends, report, goal, extra["split"], seconds)
+    what = _named(extra["split"], options.start, len(examples.order), len(dataset))
+    _print(trained, outcome, ends, report, goal, what, seconds)
     click.echo(f"wrote {folder / 'likelihood.json'}, scores.npz, histogram.png")
 
 
@@ -154,6 +155,11 @@ def _in_random_order(loaded: Loaded, dataset: Dataset) -> Examples:
     stop = len(dataset) if options.limit is None else min(len(dataset), options.start + options.limit)
     order = torch.randperm(stop - options.start, generator=generator(config.seed, _ORDER)) + options.start
     return Examples(dataset, order, options.dequantisation, options.draws, config.seed, loaded.device)
+
+
+def _named(split: str, start: int, count: int, total: int) -> str:
+    """What the mean stands for: the split, or the part of it that `start` and `limit` leave."""
+    return split if count == total else f"examples {start}…{start + count - 1} of {split}"
 
 
 def _with_probes(divergence: Divergence, probes: int) -> Divergence:

@@ -54,6 +54,7 @@ def test_the_split_is_printed_stored_and_that_of_the_scores(tmp_path: Path, trai
     for source in ("finite subset", "dequantisation", "trace probes", "ODE", "total", "truncation", "prior gap"):
         assert re.search(rf"^{source} .*\d$", outcome.out, re.MULTILINE), source
     assert f"{split.mean:.4f} ± {told['half_width']:.4f} bits/dim (90 % interval" in outcome.out
+    assert "of the mean over examples 0…39 of test of digits)" in outcome.out
     assert len(np.unique(table["index"])) == 40, "the pilot takes all of 40"
     assert table["index"][:10].tolist() != sorted(table["index"][:10]), "in random order"
 
@@ -90,8 +91,15 @@ def test_a_failed_solve_names_the_example_of_the_data(
     assert sorted(places) == list(range(100, 109)) != places
 
 
+def test_without_a_limit_the_mean_stands_for_the_split(tmp_path: Path, trained: Path) -> None:
+    outcome = succeed("likelihood", trained, "--tol", 500, "--rtol", 10, "--atol", 10, "--out", tmp_path)
+    assert "interval of the mean over test of digits)" in outcome.out
+    assert "64 of 297 images" in outcome.out
+
+
 def test_the_ode_tolerance_is_chosen_unless_given(tmp_path: Path, trained: Path) -> None:
-    succeed("likelihood", trained, "--tol", 5, "--limit", 3, "--out", tmp_path)
+    outcome = succeed("likelihood", trained, "--tol", 5, "--start", 294, "--limit", 300, "--out", tmp_path)
+    assert "of the mean over examples 294…296 of test of digits)" in outcome.out
     assert facts(tmp_path)["ode_tolerance"] == {"rtol": 0.01, "atol": 0.01}
     assert set(rows(tmp_path)["rtol"]) == {1e-2, 1e-3}
 
