@@ -158,6 +158,10 @@ class LikelihoodConfig:
             self.tol is None or self.replicates == 1,
             f"`replicates` are chosen on the way to `tol`, got {self.replicates}; drop one of the two",
         )
+        require(
+            not isinstance(self.ode, PerSampleODE) or self.ode.on_failure == "raise",
+            "`ode.on_failure` must be raise, for a mean has no value for what was not solved, got 'nan'",
+        )
         require(self.limit is None or self.limit > 0, f"`limit` must be > 0, got {self.limit}")
         require(self.start >= 0, f"`start` must be ≥ 0, got {self.start}")
         require(0 < self.confidence < 1, f"`confidence` must be in (0, 1), got {self.confidence}")

@@ -131,6 +131,7 @@ def test_numbers_in_every_spelling() -> None:
         ("training.batch=-3", "in `training`: `batch` must be > 0, got -3"),
         ("sde.t_min=0", "in `sde`: `t_min` must be"),
         ("sampling.solver.rtol=0", "in `sampling.solver`: `rtol` must be > 0"),
+        ("likelihood.ode.on_failure=nan", "in `likelihood`: `ode.on_failure` must be raise, for a mean has no value"),
         ("likelihood.confidence=1", "in `likelihood`: `confidence` must be in (0, 1)"),
         ("steps", "an override must have the form section.key=value, got 'steps'"),
         ("=3", "an override must have the form section.key=value, got '=3'"),
