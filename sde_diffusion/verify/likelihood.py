@@ -27,6 +27,7 @@ from sde_diffusion.likelihood.bounds import chain_bound, continuous_bound
 from sde_diffusion.likelihood.targets import Points
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers import AdaptiveODE, PerSampleODE
+from sde_diffusion.verify import bounds
 from sde_diffusion.verify.check import STANDARD_ERRORS, Check, Measured, Setting, mean_off, worst
 from sde_diffusion.verify.problems import MEAN, STD, gaussian, mixture, processes, solvers, variants
 
@@ -67,6 +68,7 @@ def checks(setting: Setting) -> Iterator[Check]:
                     yield Check("dequantisation stays in its bin, with its density", f"{label} {key}{variant}", measure)
     yield Check("intervals cover", "95 % of 2000 means", partial(_coverage, setting))
     yield Check("interval of the probes", "closed form", partial(_probe_interval, setting))
+    yield from bounds.checks(setting)
     yield Check("Gaussian reference against torch.distributions", "4 dimensions", partial(_reference, setting))
 
 

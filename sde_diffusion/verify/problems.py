@@ -26,12 +26,13 @@ from sde_diffusion.verify.check import Setting
 
 MEAN, STD = 0.5, 0.6  # of the Gaussian data
 T = TypeVar("T")
-UNCHANGED = ("on_failure", "lower_final")  # options that name their values but change no formula inside a long run
+UNCHANGED = ("on_failure",)  # options that name their values but change no formula
 # values of options that change formulas, besides those that name their values
 VALUES: dict[str, tuple[Any, ...]] = {
     "eta": (0.0, 0.5, 1.0),
     "s_churn": (2.0,),
     "compact": (False,),
+    "chunk": (3,),
     "stratified": (False,),
     "corrector": tuple(corrector(snr=0.01) for corrector in CORRECTORS.values()),
 }

@@ -51,7 +51,8 @@ def test_every_row_and_option_that_changes_a_formula_is_checked() -> None:
     for sde in SDES:
         for solver in SOLVERS:
             assert f"{sde} {solver}" in cases
-    assert {"vp ancestral variance=large", "ve ddim eta=0.5", "subvp unipc p=3"} <= cases
+    assert {"vp ancestral variance=large", "ve ddim eta=0.5", "subvp unipc p=3", "vp deis lower_final=always"} <= cases
+    assert {"vp exact chunk=3", "vp large", "ve stochastic", "gaussian of width 0.4"} <= cases
     assert {f"vp pc corrector={corrector.__name__}" for corrector in CORRECTORS.values()} & cases
     assert len(processes()) == len(SDES) + 2 * (len(BETAS) - 1)
     assert list(variants(Ancestral)) == ["", " variance=large"]
