@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import sde_diffusion
+from sde_diffusion.verify import CHECKS
 
 ROOT = Path(sde_diffusion.__file__).parent
 sys.path.insert(0, str(ROOT.parent / "benchmarks"))
@@ -18,6 +19,13 @@ def test_the_text_of_a_fault_stands_once(fault: Fault) -> None:
     text = (ROOT / fault.file).read_text()
     assert text.count(fault.old) == 1
     compile(text.replace(fault.old, fault.new), fault.file, "exec")
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_what_is_run_first_exists(fault: Fault) -> None:
+    """A missing file would look like a caught fault."""
+    assert all((ROOT.parent / "tests" / path).exists() for path in fault.tests.split(","))
+    assert set(fault.area.split(",")) <= set(CHECKS)
 
 
 def test_there_are_enough_of_them_and_each_has_its_name() -> None:
