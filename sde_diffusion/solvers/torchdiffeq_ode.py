@@ -151,7 +151,8 @@ class TorchdiffeqODE(AdaptiveODE):
             if reason is None:
                 raise
             told = reason.format(max_steps=self.max_steps)
-            raise self.failure(watched.t, told, traced="max_steps" in reason) from None
+            budget = "max_steps" if "max_steps" in reason else ""
+            raise self.failure(watched.t, told, traced=bool(budget), budget=budget) from None
         end = path[-1]
         rows = not_finite(end)
         if rows:

@@ -152,7 +152,9 @@ def test_a_failure_names_the_time_and_the_sample() -> None:
 
 def test_out_of_evaluations() -> None:
     oracle = mixture(VPSDE())
-    with pytest.raises(InputError, match=r"t = 0\.\d+ for sample 0 and 4 more: max_nfe = 10 were not enough; loo"):
+    with pytest.raises(
+        InputError, match=r"t = 0\.\d+ for sample 0 and 4 more: max_nfe = 10 were not enough; raise max_nfe, loo"
+    ):
         PerSampleODE(max_nfe=10).solve(ReverseProcess(oracle.sde, oracle.score), start(), 1.0, 1e-5)
 
 

@@ -53,7 +53,8 @@ def test_nothing_to_do() -> None:
 def test_too_many_evaluations() -> None:
     process = ReverseProcess(VPSDE(), lambda x, t: -x)
     with pytest.raises(
-        InputError, match=r"'RK45' stopped at t = 0\.\d+: max_nfe = 9 were not enough; loosen rtol = 1e-05"
+        InputError,
+        match=r"'RK45' stopped at t = 0\.\d+: max_nfe = 9 were not enough; raise max_nfe, loosen rtol = 1e-05",
     ):
         ScipyODE(max_nfe=9).solve(process, start(), 1.0, 1e-5)
     assert process.nfe == 9

@@ -181,7 +181,9 @@ def test_a_score_that_is_never_finite_stops_the_solve_at_its_start() -> None:
 
 def test_too_many_steps() -> None:
     oracle = mixture(VPSDE())
-    with pytest.raises(InputError, match=r"stopped at t = 0\.\d+: max_steps = 3 were not enough; loosen rtol"):
+    with pytest.raises(
+        InputError, match=r"stopped at t = 0\.\d+: max_steps = 3 were not enough; raise max_steps, loosen rtol"
+    ):
         TorchdiffeqODE(max_steps=3).solve(ReverseProcess(oracle.sde, oracle.score), start(), 1.0, 1e-5)
 
 
