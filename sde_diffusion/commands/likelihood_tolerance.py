@@ -69,6 +69,7 @@ def score_to_tolerance(
             ladder=ladder,
             dequantised=trained.spec.levels is not None,
             probed=not options.divergence.exact,
+            probe_cost=options.divergence.probe_cost,
             draws=options.draws,
             tell=lambda outcome: bar.set_postfix_str(f"{_mean(outcome)} → ± {goal.tol:g} bits/dim"),
         )

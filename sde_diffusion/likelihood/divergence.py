@@ -142,6 +142,11 @@ class Divergence(ABC):
     exact: ClassVar[bool]
 
     @property
+    def probe_cost(self) -> float:
+        """Of one more random direction, in score evaluations of a U-Net: a reverse pass on the graph of the score."""
+        return 1.4
+
+    @property
     @abstractmethod
     def estimates(self) -> int:
         """The number k of estimates for each sample."""
@@ -191,6 +196,10 @@ class Hutchinson(Divergence):
     @property
     def estimates(self) -> int:
         return self.probes
+
+    @property
+    def probe_cost(self) -> float:
+        return 3.9 if self.mode == "forward" else super().probe_cost  # forward mode evaluates the score anew
 
     def bind(self, x: Tensor, *, seed: int, start: int) -> TraceFn:
         stream = SampleStream(seed, _PROBE_STREAM, start=start, count=len(x))  # on the CPU: the same on every device

@@ -25,7 +25,6 @@ from sde_diffusion.likelihood.components import Cells, Split, best_probes, image
 from sde_diffusion.likelihood.summary import Interval, t_quantile
 
 ODE_SHARE = 0.1  # of the tolerance, that the ODE error may take where its tolerance is chosen here
-VJP = 1.4  # cost of one more probe in score evaluations: 2.4 for score and one probe of a U-Net
 PILOT_REPLICATES = PILOT_PROBES = 2  # the fewest that tell a variance
 LEAST_ROUND, GROWTH = 32, 0.1  # images of a round: at least these many, and this share of those scored
 
@@ -125,6 +124,7 @@ class Scoring:
             first is taken, whatever its error.
         dequantised: Whether replicates have a dequantisation each.
         probed: Whether the trace is estimated along random directions.
+        probe_cost: Of one more probe in score evaluations.
         draws: Solves in one replicate of an image.
         tell: Is told how far it is after each round.
 
@@ -141,6 +141,7 @@ class Scoring:
         ladder: Sequence[Tolerance] = LADDER,
         dequantised: bool = True,
         probed: bool = True,
+        probe_cost: float = 1.4,
         draws: int = 1,
         tell: Tell | None = None,
     ) -> None:
@@ -148,6 +149,7 @@ class Scoring:
         assert len(ladder) > 1
         self._score, self._population, self._goal, self._ladder = score, population, goal, ladder
         self._dequantised, self._probed, self._draws, self._tell = dequantised, probed, draws, tell
+        self._probe_cost = probe_cost
         self._pilot = min(goal.pilot, population)
         self._replicates = PILOT_REPLICATES if dequantised else 1
         self._probes = PILOT_PROBES if probed else 1
@@ -233,13 +235,13 @@ class Scoring:
         d = min(max(0.0, split.dequantisation), both)  # the sum is known from every image, d from the pilot alone
         least = max(LEAST_ROUND, math.ceil(GROWTH * seen))
         if seen < self._population:
-            self._probes = best_probes(both, p, cost=VJP)
+            self._probes = best_probes(both, p, cost=self._probe_cost)
             needed = images_needed(split, self._probes, variance, self._population)
             if needed > self._population:  # all images will be scored, so that they differ costs nothing
-                self._probes = best_probes(d, p, cost=VJP)
+                self._probes = best_probes(d, p, cost=self._probe_cost)
             replicate, first, needed = 0, seen, needed - seen
         else:
-            self._probes = best_probes(d, p, cost=VJP)
+            self._probes = best_probes(d, p, cost=self._probe_cost)
             replicate = next((j for j, n in enumerate(self._covered) if n < self._population), len(self._covered))
             first = self._covered[replicate] if replicate < len(self._covered) else 0
             gain = (d + p / self._probes) / (replicate * (replicate + 1) * seen**2)  # of one more cell

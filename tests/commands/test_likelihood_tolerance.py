@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from sde_diffusion.likelihood import Cells, Dequantised, Examples, nested_split
+from sde_diffusion.likelihood import Cells, Dequantised, Examples, Scoring, nested_split
 from sde_diffusion.sde import SDE
 from tests.commands.running import invoke, succeed
 from tests.commands.test_sample import killed_after
@@ -89,6 +89,24 @@ def test_a_failed_solve_names_the_example_of_the_data(
     assert outcome.code == 2
     assert f"for sample {places[1]}: " in outcome.error
     assert sorted(places) == list(range(100, 109)) != places
+
+
+@pytest.mark.parametrize(("mode", "cost"), [("reverse", 1.4), ("forward", 3.9)])
+def test_probes_are_bought_at_the_price_of_their_mode(
+    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, mode: str, cost: float
+) -> None:
+    told: list[float] = []
+
+    def watched(*arguments: Any, probe_cost: float, **options: Any) -> Scoring:
+        told.append(probe_cost)
+        return Scoring(*arguments, probe_cost=probe_cost, **options)
+
+    monkeypatch.setattr("sde_diffusion.commands.likelihood_tolerance.Scoring", watched)
+    succeed(
+        *("likelihood", trained, "--tol", 500, "--rtol", 10, "--atol", 10, "--limit", 2, "--mode", mode),
+        *("--out", tmp_path),
+    )
+    assert told == [cost]
 
 
 def test_without_a_limit_the_mean_stands_for_the_split(tmp_path: Path, trained: Path) -> None:
