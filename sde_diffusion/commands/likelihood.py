@@ -238,7 +238,7 @@ def _examples(loaded: Loaded, dataset: Dataset) -> Examples:
 
 
 def _rows(replicates: list[Scores]) -> dict[str, Tensor]:
-    """Columns of one batch from its replicates; a row is an example."""
+    """Columns of one batch from its replicates; a row is an example, `batch_nfe` the evaluations of its slowest."""
     cells = torch.stack([scores.bits_per_dim.mean(1) for scores in replicates], 1)  # (B, replicates, k)
     delta = torch.stack([scores.delta.mean(1) for scores in replicates], 1)
     probes = cells.shape[2]
@@ -249,7 +249,7 @@ def _rows(replicates: list[Scores]) -> dict[str, Tensor]:
         "delta_nats": delta.mean((1, 2)),
         "standard_error_nats": error,
         "cells": cells,
-        "nfe": torch.full((len(cells),), sum(scores.nfe for scores in replicates)),
+        "batch_nfe": torch.full((len(cells),), sum(scores.nfe for scores in replicates)),
     }
 
 
@@ -264,7 +264,7 @@ def _report(trained: Trained, columns: dict[str, Tensor], confidence: float) -> 
         "units": spec.describe_units(trained.config.likelihood.dequantisation.noise),
         "prior": f"N(0, {trained.model.sde.prior_std:g}² I) at t = {trained.model.sde.t_max:g}",
         "density_at_t": trained.model.sde.t_min,
-        "nfe": [int(columns["nfe"].min()), int(columns["nfe"].max())],
+        "nfe": [int(columns["batch_nfe"].min()), int(columns["batch_nfe"].max())],
     }
     errors = columns["standard_error_nats"]
     if bool(errors.isfinite().all()):

@@ -143,7 +143,7 @@ class _Solves:
             probe=probe,
             rtol=np.full(len(place), request.ode.rtol),
             atol=np.full(len(place), request.ode.atol),
-            nfe=np.full_like(place, scores.nfe // draws),
+            batch_nfe=np.full_like(place, scores.nfe // draws),
             bits_per_dim=scores.bits_per_dim.flatten().numpy(),
         )
         return scores.bits_per_dim.flatten()
@@ -216,7 +216,7 @@ def _report(
         "units": trained.spec.describe_units(trained.config.likelihood.dequantisation.noise),
         "prior": f"N(0, {sde.prior_std:g}² I) at t = {sde.t_max:g}",
         "density_at_t": sde.t_min,
-        "nfe": [int(columns["nfe"].min()), int(columns["nfe"].max())],
+        "nfe": [int(columns["batch_nfe"].min()), int(columns["batch_nfe"].max())],
     } | ends.facts()
 
 

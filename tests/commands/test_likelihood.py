@@ -42,6 +42,7 @@ def test_bits_per_dim_with_interval_units_and_reference(tmp_path: Path, trained:
     assert told["half_width"] == pytest.approx(half_width, rel=1e-12)
     assert told["images"] == 4
     assert told["config"]["likelihood"]["divergence"]["name"] == ("exact" if trace == ("--exact",) else "hutchinson")
+    assert told["nfe"] == [rows["batch_nfe"].min(), rows["batch_nfe"].max()]
     assert told["nfe"][0] > 6
     nats = torch.from_numpy(rows["prior_nats"] + rows["delta_nats"]).double()
     expected = -nats / (64 * np.log(2)) + np.log2(17 / 2)
