@@ -13,10 +13,10 @@ from sde_diffusion.chain import DiscreteChain, Variance
 from sde_diffusion.data import DataSpec
 from sde_diffusion.likelihood import ExactTrace, LedgerOptions, Levels, Points, UniformDequantisation
 from sde_diffusion.likelihood.bounds import chain_bound, importance_weighted
-from sde_diffusion.likelihood.components import Cells, Split, nested_split, t_quantile
+from sde_diffusion.likelihood.components import Cells, Split, nested_split
 from sde_diffusion.likelihood.ledger import ledger_entries
 from sde_diffusion.likelihood.scoring import code_length
-from sde_diffusion.likelihood.summary import Interval
+from sde_diffusion.likelihood.summary import Interval, t_quantile
 from sde_diffusion.likelihood.tolerance import LADDER, Outcome
 from sde_diffusion.likelihood.truncation import prior_gap, truncation_error
 from sde_diffusion.oracle import GaussianMixture
