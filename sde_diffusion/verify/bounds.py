@@ -11,7 +11,7 @@ from torch.distributions import Normal, kl_divergence
 
 from sde_diffusion.chain import DiscreteChain, Variance
 from sde_diffusion.data import DataSpec
-from sde_diffusion.likelihood import ExactTrace, LedgerOptions, Levels, Points, UniformDequantisation
+from sde_diffusion.likelihood import ExactTrace, LedgerOptions, Levels, Points, UniformDequantisation, t_quantile
 from sde_diffusion.likelihood.bounds import chain_bound, importance_weighted
 from sde_diffusion.likelihood.components import Cells, Split, nested_split
 from sde_diffusion.likelihood.ledger import ledger_entries
@@ -40,6 +40,7 @@ def checks(setting: Setting) -> Iterator[Check]:
         for variance in ("small", "large"):
             measure = partial(_chain_terms, setting, sde, variance)
             yield Check("discrete chain's terms against KL divergences", f"{name} {variance}", measure)
+        yield Check("discrete chain's steps by Bayes' rule", name, partial(_posterior, sde))
         yield Check("discrete chain's two ends", name, partial(_chain_ends, setting, sde))
         yield Check("what the noise at t_min changes, to first order", name, partial(_truncation, setting, sde))
         yield Check("KL of the prior against torch.distributions", name, partial(_prior_kl, setting, sde))
@@ -107,6 +108,20 @@ def _chain_terms(setting: Setting, sde: SDE, variance: Variance) -> Measured:
     x0 = setting.normal(1000, 3)
     found = chain_bound(lambda x, t: torch.zeros_like(x), chain, Points(x0), prior_std=sde.prior_std, variance=variance)
     return mean_off(found.diffusion, exact)
+
+
+def _posterior(sde: SDE) -> Measured:
+    """q(x_{k−1} | x_k, x_0) ∝ q(x_k | x_{k−1}) q(x_{k−1} | x_0), levels 2 … 20."""
+    chain, a, std = _levels(sde)
+    rho = a[1:] / a[:-1]
+    added = std[1:] ** 2 - rho**2 * std[:-1] ** 2
+    variance = 1 / (1 / std[:-1] ** 2 + rho**2 / added)
+    exact = (added, variance * a[:-1] / std[:-1] ** 2, variance * rho / added, variance)
+    off = (
+        worst(found[1:], right, scale=right)
+        for found, right in zip((chain.added, *chain.posterior), exact, strict=True)
+    )
+    return Measured(max(off), ROUNDING)
 
 
 def _chain_ends(setting: Setting, sde: SDE) -> Measured:

@@ -10,9 +10,9 @@ from torch import Tensor
 from sde_diffusion.interpolation import slerp
 from sde_diffusion.sampling import sample
 from sde_diffusion.sde import SDE
-from sde_diffusion.solvers import for_budget
+from sde_diffusion.solvers import DDIM, DEIS, DPMpp2M, DPMpp3M, GridSolver, for_budget
 from sde_diffusion.verify.check import Check, Measured, Setting, worst
-from sde_diffusion.verify.problems import mixture, processes, seeded
+from sde_diffusion.verify.problems import mixture, moments, processes, seeded
 
 BUDGETS = (1, 2, 5, 8, 10, 17, 25, 40, 60, 100)
 
@@ -22,6 +22,9 @@ def checks(setting: Setting) -> Iterator[Check]:
     for name, sde in processes(betas=False).items():
         for kind in ("deterministic", "stochastic"):
             yield Check("a budget is spent and kept", f"{name} {kind}", partial(_budget, setting, sde, kind))
+        for solver in (DPMpp2M(steps=2), DPMpp3M(steps=2, rule="midpoint"), DEIS(steps=2, points=2)):
+            measure = partial(_last_step, setting, sde, solver)
+            yield Check("a short run ends with a step of DDIM", f"{name} {type(solver).__name__}", measure)
     yield Check("great circle between latents", "ends, angle and norm", partial(_slerp, setting))
 
 
@@ -44,6 +47,14 @@ def _budget(setting: Setting, sde: SDE, kind: str) -> Measured:
             level = math.exp(-float(sde.half_log_snr(torch.tensor(t_end, dtype=torch.float64))))
             off += abs(level / (plan.level or 0.0) - 1) > 1e-6
     return Measured(float(off), 0.0)
+
+
+def _last_step(setting: Setting, sde: SDE, solver: GridSolver) -> Measured:
+    """The first step has no history and the last must not use it, so a run of two is DDIM."""
+    found = moments(setting, sde, solver, sde.t_max, 0.1)
+    exact = moments(setting, sde, DDIM(steps=2, grid=solver.grid), sde.t_max, 0.1)
+    off = max(abs(a - b) / (1 + abs(b)) for a, b in zip(found, exact, strict=True))
+    return Measured(off, 64 * sde.prior_std * setting.eps)
 
 
 def _slerp(setting: Setting) -> Measured:

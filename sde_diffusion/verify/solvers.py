@@ -56,6 +56,7 @@ SAMPLES = 500
 
 def checks(setting: Setting) -> Iterator[Check]:
     """All checks of this area."""
+    yield from budget.checks(setting)
     every, few = processes(), processes(betas=False)
     for name, sde in every.items():
         for key, solver in solvers().items():
@@ -84,7 +85,6 @@ def checks(setting: Setting) -> Iterator[Check]:
             yield Check("Langevin step", f"{name} {key}", partial(_corrector, setting, sde, corrector))
         for key, projection in PROJECTIONS.items():
             yield Check("projected x̂0", f"{name} {key}", partial(_projection, setting, sde, projection()))
-    yield from budget.checks(setting)
     yield Check("a rejected step's noise is bridged", "adaptive_sde", partial(_bridge, setting))
     yield Check("noise is standard normal, keyed by seed and sample", "SeededNoise", partial(_noise, setting))
 
