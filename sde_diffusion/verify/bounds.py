@@ -11,7 +11,7 @@ from torch.distributions import Normal, kl_divergence
 
 from sde_diffusion.chain import DiscreteChain, Variance
 from sde_diffusion.data import DataSpec
-from sde_diffusion.likelihood import ExactTrace, LedgerOptions, Levels, Points, UniformDequantisation, t_quantile
+from sde_diffusion.likelihood import ExactTrace, LedgerOptions, Levels, Points, UniformDequantisation
 from sde_diffusion.likelihood.bounds import chain_bound, importance_weighted
 from sde_diffusion.likelihood.components import Cells, Split, nested_split
 from sde_diffusion.likelihood.ledger import ledger_entries
