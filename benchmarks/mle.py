@@ -1,0 +1,194 @@
+"""Bits/dim of the held-out digits after training for likelihood and for pictures, with equal budgets.
+
+Every variant has the same network, batches, steps, optimizer, averaging and t_min, and is trained from several seeds.
+Its 297 held-out digits are scored by `python cli.py likelihood`: probability flow, one probe, the noise that the
+variant's config names. Dequantisation and probes of image i are the same in all variants of a seed, so differences are
+taken image by image:
+
+- `bits/dim` is the mean over images, of the mean over seeds, with the interval over images;
+- `minus …` is the paired difference to the first variant of the same process, its interval over images, and in JSON
+  also that of each seed, and the interval over seeds alone (Student's t with as many degrees of freedom less one).
+
+Work lies in a folder, each run in its own; what is there is taken up, so a killed benchmark goes on.
+
+    python benchmarks/mle.py [--quick] [--steps N] [--seeds 0,1,2] [--only NAME,…]
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import RESULTS, ROOT, describe, machine_facts, table, use_one_thread, write_results
+from torch import Tensor
+
+from sde_diffusion.likelihood import Interval, mean_interval
+
+EQUAL = (
+    *("model.network.channels=16", "training.sample_every=0", "training.validate_every=0"),
+    *("training.log_every=100", "training.save_every=100"),
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train.
+
+    Attributes:
+        name: Short, for the table.
+        beside: The variant that it is compared with; its own name if it is one to compare with.
+        options: Of `python cli.py train`.
+    """
+
+    name: str
+    beside: str
+    options: tuple[str, ...]
+
+
+def _options(*assignments: str) -> tuple[str, ...]:
+    return tuple(part for assignment in assignments for part in ("--set", assignment))
+
+
+SIMPLE = ("loss.weighting=simple", "loss.time_sampler=stratified")
+LIKELIHOOD = ("loss.weighting=likelihood", "loss.time_sampler=importance")
+VARIANTS = (
+    Variant("σ², VP", "σ², VP", _options("sde=vp", *SIMPLE)),
+    Variant("g², VP", "σ², VP", _options("sde=vp", *LIKELIHOOD)),
+    Variant("σ², sub-VP", "σ², sub-VP", _options("sde=subvp", *SIMPLE)),
+    Variant("g², sub-VP", "σ², sub-VP", _options("sde=subvp", *LIKELIHOOD)),
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every variant may spend, and on how many images it is scored."""
+
+    steps: int
+    seeds: tuple[int, ...]
+    limit: int | None
+
+
+def command(*arguments: object) -> None:
+    """Run the command line of this repository on one thread; its errors end this process."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
+    subprocess.run(line, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
+def score(variant: Variant, seed: int, budget: Budget, work: Path) -> Tensor:
+    """Bits/dim of each image, (n,), of a run that is trained and scored if it is not yet."""
+    run = work / f"{''.join(c for c in variant.name if c.isalnum() or c in '²-')}_{budget.steps}_seed{seed}"
+    result = run / "likelihood"
+    if not (result / "likelihood.json").exists():
+        command("train", *variant.options, *_options(*EQUAL), "--steps", budget.steps, "--seed", seed, "--out", run)
+        limit = () if budget.limit is None else ("--limit", budget.limit)
+        command("likelihood", run, "--no-reference", "--out", result, *limit)
+    with np.load(result / "per_image.npz") as columns:
+        return torch.from_numpy(columns["bits_per_dim"]).double()
+
+
+def paired(ours: Tensor, theirs: Tensor) -> dict[str, Any]:
+    """Differences of two (seeds, n): over images of the mean over seeds, of each seed, and over seeds."""
+    difference = ours - theirs
+    seeds = mean_interval(difference.mean(1))
+    return {
+        "images": plain(mean_interval(difference.mean(0))),
+        "each_seed": [plain(mean_interval(row)) for row in difference],
+        "seeds": plain(seeds),
+    }
+
+
+def plain(interval: Interval) -> dict[str, float | None]:
+    """As JSON values."""
+    mean, half_width = interval.plain()
+    return {"mean": mean, "half_width": half_width}
+
+
+def as_text(facts: dict[str, float | None]) -> str:
+    """mean ± half-width."""
+    return f"{facts['mean']:+.4f} ± {facts['half_width'] or float('nan'):.4f}"
+
+
+def report(scores: dict[str, Tensor], variants: Sequence[Variant]) -> list[dict[str, Any]]:
+    """One row for each variant that has been scored."""
+    rows = []
+    for variant in variants:
+        if variant.name not in scores:
+            continue
+        values = scores[variant.name]
+        row: dict[str, Any] = {
+            "variant": variant.name,
+            "options": list(variant.options[1::2]),
+            "bits_per_dim": plain(mean_interval(values.mean(0))),
+            "each_seed": [float(mean) for mean in values.mean(1)],
+        }
+        if variant.beside != variant.name and variant.beside in scores:
+            row["minus"] = {"variant": variant.beside} | paired(values, scores[variant.beside])
+        rows.append(row)
+    return rows
+
+
+def as_table(rows: list[dict[str, Any]]) -> str:
+    """For the terminal and the documentation."""
+    lines = []
+    for row in rows:
+        mean = row["bits_per_dim"]
+        cells = [row["variant"], f"{mean['mean']:.4f} ± {mean['half_width'] or float('nan'):.4f}"]
+        cells.append(", ".join(f"{value:.4f}" for value in row["each_seed"]))
+        if "minus" in row:
+            minus = row["minus"]
+            worst = max(seed["mean"] for seed in minus["each_seed"])
+            cells += [minus["variant"], as_text(minus["images"]), as_text(minus["seeds"]), f"{worst:+.4f}"]
+        lines.append(cells + [""] * (7 - len(cells)))
+    headers = ["variant", "bits/dim", "each seed", "minus", "over images", "over seeds", "largest seed"]
+    return table(headers, lines)
+
+
+def main() -> int:
+    """Train, score, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="20 steps, 2 seeds, 16 images, to see that it works")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps of each run (default 1000)")
+    parser.add_argument("--seeds", default="0,1,2", help="default 0,1,2")
+    parser.add_argument("--only", help="names of variants, separated by semicolons")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "mle", help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=RESULTS / "mle.json", help="result file")
+    options = parser.parse_args()
+
+    use_one_thread()
+    facts = machine_facts()
+    print(describe(facts))
+    seeds = tuple(int(seed) for seed in options.seeds.split(","))
+    budget = Budget(20, seeds[:2], 16) if options.quick else Budget(options.steps, seeds, None)
+    work = options.work.resolve()
+    chosen = [v for v in VARIANTS if not options.only or v.name in options.only.split(";")]
+    scores: dict[str, list[Tensor]] = {variant.name: [] for variant in chosen}
+    for seed in budget.seeds:
+        for variant in chosen:
+            scores[variant.name].append(score(variant, seed, budget, work))
+            print(f"seed {seed}, {variant.name}: {float(scores[variant.name][-1].mean()):.4f}", flush=True)
+    rows = report({name: torch.stack(values) for name, values in scores.items()}, chosen)
+    print(f"\n{budget.steps} steps, {len(budget.seeds)} seeds\n\n{as_table(rows)}\n")
+    write_results(
+        options.out,
+        {
+            "machine": facts,
+            "steps": budget.steps,
+            "seeds": list(budget.seeds),
+            "equal": list(EQUAL),
+            "images": len(scores[chosen[0].name][0]),
+            "variants": rows,
+        },
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
