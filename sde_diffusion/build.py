@@ -62,6 +62,8 @@ class ModelConfig:
         conditioning: What F is told of the time, a row of `NOISE_CONDITIONINGS`.
         sigma_data: Standard deviation of the data in model coordinates.
         conditional: Whether F is told the class.
+        learned_variance: Whether F has a second head for the variance of a reverse step.
+        scale_input: Whether F sees x at unit scale; false for x itself, as published networks do.
     """
 
     network: Recipe = Recipe(UNet, {"channels": 32, "attention": (4,)})
@@ -69,6 +71,8 @@ class ModelConfig:
     conditioning: str = "log_snr"
     sigma_data: float = 0.5
     conditional: bool = False
+    learned_variance: bool = False
+    scale_input: bool = True
 
     def __post_init__(self) -> None:
         lookup(PREDICTIONS, self.prediction, "prediction")
@@ -231,13 +235,15 @@ def build_model(config: Config, spec: DataSpec, device: torch.device) -> ScoreMo
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, _WEIGHTS))
-        net = config.model.network(spec.shape, classes=classes)
+        net = config.model.network(spec.shape, classes=classes, heads=1 + config.model.learned_variance)
     model = ScoreModel(
         net,
         config.sde,
         prediction=config.model.prediction,
         conditioning=config.model.conditioning,
         sigma_data=config.model.sigma_data,
+        learned_variance=config.model.learned_variance,
+        scale_input=config.model.scale_input,
     )
     return model.to(device)
 

@@ -152,7 +152,7 @@ def _options(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     }
 
 
-GIVEN = ("classes",)  # of a network: the data decide it, though the signature has a default
+GIVEN = ("classes", "heads")  # of a network: data and model decide them, though the signature has defaults
 
 
 def _parse_options(schema: Callable[..., Any], raw: Any, registries: Registries, path: str) -> Raw:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.errors import require, require_positive
+from sde_diffusion.errors import InputError, require, require_positive
 from sde_diffusion.registry import lookup
 from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import SDE
@@ -56,13 +56,34 @@ def quarter_log_snr(sde: SDE, t: Tensor) -> Tensor:
 
 
 def thousand_steps(sde: SDE, t: Tensor) -> Tensor:
-    """c_noise = 999 t, the step index of DDPM."""
+    """c_noise = 999 t, the index of DDPM's step for any process, as if it had 1000 of them."""
     return 999 * t
+
+
+def step_index(sde: SDE, t: Tensor) -> Tensor:
+    """c_noise = T t − 1, the published index 0 … T − 1 of a level of a chain.
+
+    Raises:
+        InputError: The process stands for no chain.
+    """
+    if sde.levels is None:
+        raise InputError(
+            "`model.conditioning` = step counts the levels of a chain, and this process has none; take log_snr or "
+            "time, or a process with levels such as ddpm"
+        )
+    return sde.levels * t - 1
+
+
+def standard_deviation(sde: SDE, t: Tensor) -> Tensor:
+    """c_noise = σ(t); its logarithm is the network's affair."""
+    return sde.std(t)
 
 
 NOISE_CONDITIONINGS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
     "log_snr": quarter_log_snr,
     "time": thousand_steps,
+    "step": step_index,
+    "std": standard_deviation,
 }
 
 
@@ -73,15 +94,17 @@ class ScoreModel(nn.Module):
     whose output is cast back to the dtype of `x`.
 
     Args:
-        net: F(x (B, *D), c_noise (B,), label (B,) or None) -> (B, *D). Its attribute `classes` says how many labels it
-            knows; without one it knows none.
+        net: F(x (B, *D), c_noise (B,), label (B,) or None) -> (B, *D), or (B, 2 D₁, …) with a learned variance. Its
+            attribute `classes` says how many labels it knows; without one it knows none.
         sde: The process.
         prediction: What F estimates, a name in `PREDICTIONS`.
         conditioning: What F is told of the time, a name in `NOISE_CONDITIONINGS`.
         sigma_data: Standard deviation σ_d of the data.
+        learned_variance: Whether F has a second head, which tells the variance of a reverse step.
+        scale_input: Whether F sees c_in x; else it sees x itself, as published networks for VP processes do.
 
     Raises:
-        InputError: Unknown name or `sigma_data` ≤ 0.
+        InputError: Unknown name, `sigma_data` ≤ 0, or a conditioning that does not suit the process.
     """
 
     def __init__(
@@ -92,12 +115,16 @@ class ScoreModel(nn.Module):
         prediction: str = "eps",
         conditioning: str = "log_snr",
         sigma_data: float = 0.5,
+        learned_variance: bool = False,
+        scale_input: bool = True,
     ) -> None:
         super().__init__()
         require_positive(sigma_data=sigma_data)
         self.net, self.sde, self.sigma_data = net, sde, sigma_data
+        self.learned_variance, self.scale_input = learned_variance, scale_input
         self.predict = lookup(PREDICTIONS, prediction, "prediction")
         self.c_noise = lookup(NOISE_CONDITIONINGS, conditioning, "noise conditioning")
+        self.c_noise(sde, torch.tensor(sde.t_max))  # what does not suit the process says so now
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The score of x_t = `x`, (B, *D). Costs one call of the network.
@@ -107,12 +134,37 @@ class ScoreModel(nn.Module):
             t: () or (B,).
             label: (B,) int64, −1 for none; None is the same as all −1.
         """
+        return self._estimate(x, t, label)[0]
+
+    def score_and_fraction(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The score, and the second head's v = ½(F₂ + 1) of Σ = exp(v log β + (1 − v) log β̃), each (B, *D).
+
+        Costs one call of the network; arguments as of `forward`.
+
+        Raises:
+            InputError: The model has one head.
+
+        Reference: Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15 and published code.
+        """
+        score, second = self._estimate(x, t, label)
+        if second is None:
+            raise InputError(
+                "a learned variance needs a model of two heads, but this one has one; train one with "
+                "model.learned_variance = true, or take another variance"
+            )
+        return score, 0.5 * (second + 1)
+
+    def _estimate(self, x: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The score and the raw second head, if there is one, each (B, *D)."""
         a, std = self.sde.mean_coef(t), self.sde.std(t)
-        c_in = 1 / torch.hypot(a * self.sigma_data, std)
+        c_in = 1 / torch.hypot(a * self.sigma_data, std) if self.scale_input else torch.ones_like(a)
         c_skip, c_out = self.predict(a, std, self.sigma_data)
         c_noise = self.c_noise(self.sde, t).to(x).expand(x.shape[0])
         estimate: Tensor = self.net(expand(c_in, x) * x, c_noise, label).to(x.dtype)
-        return -expand(c_skip / std, x) * x - expand(c_out / std, x) * estimate
+        second = None
+        if self.learned_variance:
+            estimate, second = estimate.chunk(2, 1)
+        return -expand(c_skip / std, x) * x - expand(c_out / std, x) * estimate, second
 
     def bind(self, label: Tensor | int | None) -> ScoreFn:
         """The score function of one label for all samples, of one label each, (B,), or of none (None or −1).
@@ -140,6 +192,10 @@ class _Labelled:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         score: Tensor = self.model(x, t, self.labels.to(x.device).expand(len(x)))
         return score
+
+    def score_and_fraction(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """See `ScoreModel.score_and_fraction`."""
+        return self.model.score_and_fraction(x, t, self.labels.to(x.device).expand(len(x)))
 
     def select(self, rows: Tensor) -> "_Labelled":
         """The same for the samples `rows` (n,) of the batch."""

@@ -7,14 +7,45 @@ Reference: Song et al. 2021, arXiv:2011.13456, eqs. 6 and 13; Huang et al. 2021,
 """
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from sde_diffusion.errors import InputError
 from sde_diffusion.sde import SDE
 from sde_diffusion.tensors import expand
 
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
 """(x: (B, *D), t: (B,)) -> ∇ log p_t(x): (B, *D)."""
+
+
+@runtime_checkable
+class KnowsVariance(Protocol):
+    """A score function that may know the variance of a reverse step as well."""
+
+    def score_and_fraction(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The score and the fraction v, each (B, *D). Costs one score evaluation.
+
+        v mixes the two extreme variances of a step in their logarithms, Σ = exp(v log β + (1 − v) log β̃); a network
+        may leave [0, 1].
+
+        Raises:
+            InputError: It does not know the variance.
+
+        Reference: Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15.
+        """
+
+
+def score_and_fraction(score_fn: ScoreFn, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The score and the fraction v of a `score_fn` that knows the variance of a reverse step, each (B, *D).
+
+    Raises:
+        InputError: It does not know it.
+    """
+    given: object = score_fn  # as what it may be besides a function
+    if isinstance(given, KnowsVariance):
+        return given.score_and_fraction(x, t)
+    raise InputError("a learned variance needs a model of two heads, but this score function gives the score alone")
 
 
 def eps_from_score(sde: SDE, score: Tensor, t: Tensor) -> Tensor:

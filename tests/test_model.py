@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from sde_diffusion.errors import InputError
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.networks import MLP, UNet
+from sde_diffusion.score import score_and_fraction
 from sde_diffusion.sde import SDE, VESDE, VPSDE
+from sde_diffusion.tensors import select
 
 
 class Label(nn.Module):
@@ -62,6 +64,54 @@ def test_unknown_names_and_a_bad_sigma_are_errors() -> None:
         ScoreModel(net, VPSDE(), conditioning="logsnr")
     with pytest.raises(InputError, match=r"`sigma_data` must be > 0, got 0\.0"):
         ScoreModel(net, VPSDE(), sigma_data=0.0)
+
+
+class TwoHeads(nn.Module):
+    """A network that gives x, then twice what it got as label."""
+
+    classes = 3
+
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None) -> Tensor:
+        second = torch.zeros_like(x) if label is None else 2 * label.to(x)[:, None].expand_as(x)
+        return torch.cat([x, second], 1)
+
+
+def test_the_second_head_is_the_fraction_of_the_variance() -> None:
+    """v = ½(F₂ + 1), from the same call as the score, bound or not and for chosen samples."""
+    sde, x, t = VPSDE(), torch.arange(6.0).reshape(3, 2), torch.tensor([0.2, 0.5, 0.8])
+    model = ScoreModel(TwoHeads(), sde, learned_variance=True, scale_input=False)
+    score = -x / sde.std(t)[:, None]
+    torch.testing.assert_close(model(x, t), score)
+    bound = model.bind(torch.tensor([0, 1, 2]))
+    rows = torch.tensor([2, 0])
+    for score_fn, part, labels in ((model, [0, 1, 2], [0, 0, 0]), (bound, [0, 1, 2], [0, 1, 2])):
+        found, v = score_and_fraction(score_fn, x, t)
+        torch.testing.assert_close(found, score[part])
+        torch.testing.assert_close(v, torch.tensor(labels)[:, None] + torch.full((3, 2), 0.5))
+    found, v = score_and_fraction(select(bound, rows), x[rows], t[rows])
+    torch.testing.assert_close(found, score[rows])
+    assert v[:, 0].tolist() == [2.5, 0.5]
+
+
+def test_a_variance_that_nobody_learned_is_an_error() -> None:
+    x, t = torch.zeros(1, 2), torch.ones(1)
+    with pytest.raises(
+        InputError, match=r"needs a model of two heads, but this one has one; train one with model\.lear"
+    ):
+        score_and_fraction(ScoreModel(Label(), VPSDE()).bind(1), x, t)
+    with pytest.raises(InputError, match="this score function gives the score alone"):
+        score_and_fraction(lambda x, t: x, x, t)
+
+
+def test_the_network_sees_x_at_unit_scale_or_as_it_is() -> None:
+    class Seen(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None) -> Tensor:
+            return x
+
+    sde, x, t = VPSDE(), torch.ones(2, 3), torch.tensor([0.1, 0.9])
+    for scale_input, c_in in ((True, 1 / torch.hypot(0.5 * sde.mean_coef(t), sde.std(t))), (False, torch.ones(2))):
+        score = ScoreModel(Seen(), sde, scale_input=scale_input)(x, t)
+        torch.testing.assert_close(score, -(c_in / sde.std(t))[:, None].expand(2, 3))
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=repr)

@@ -1,7 +1,8 @@
 """Plain networks F(x, c_noise, label); they know no SDE. A new one is a file here and a row in `NETWORKS`.
 
-Each is built as `Network(shape, *, classes=0, …)` and called with x (B, *shape), c_noise (B,) and label (B,) int64,
-where −1 means "no label", or None for a batch without any; it returns (B, *shape) and starts as zero.
+Each is built as `Network(shape, *, classes=0, heads=1, …)` and called with x (B, *shape), c_noise (B,) and label (B,)
+int64, where −1 means "no label", or None for a batch without any; it starts as zero and returns its heads one after
+another along the first dimension of the event, (B, heads · shape[0], *shape[1:]): (B, *shape) for the usual one.
 """
 
 from torch import nn

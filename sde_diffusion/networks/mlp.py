@@ -20,6 +20,7 @@ class MLP(nn.Module):
     Args:
         shape: Of one event; any.
         classes: Number of classes; 0 for a network without labels.
+        heads: Number of events in the output, one after another along the first dimension.
         width: Features of a hidden layer, even and at least 4; the time embedding has as many.
         depth: Number of residual layers.
         embedding: How c_noise is embedded, a name in `EMBEDDINGS`.
@@ -34,6 +35,7 @@ class MLP(nn.Module):
         shape: Sequence[int],
         *,
         classes: int = 0,
+        heads: int = 1,
         width: int = 128,
         depth: int = 4,
         embedding: Literal["sinusoidal", "fourier"] = "sinusoidal",
@@ -43,21 +45,21 @@ class MLP(nn.Module):
         shape = tuple(shape)
         require(min(shape, default=0) > 0, f"`shape` must be one or more sizes > 0, got {shape}")
         require(width >= 4 and width % 2 == 0, f"`width` must be even and ≥ 4, got {width}")
-        require_positive(depth=depth)
+        require_positive(heads=heads, depth=depth)
         self.shape, self.classes = shape, classes
         dims = math.prod(shape)
         self.input = nn.Linear(dims, width)
         self.first = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.second = nn.ModuleList(zeroed(nn.Linear(width, width)) for _ in range(depth))
-        self.output = zeroed(nn.Linear(width, dims))
+        self.output = zeroed(nn.Linear(width, heads * dims))
         self.condition = Condition(width, width, classes=classes, embedding=embedding, scale=embedding_scale)
         self.shifts = nn.Linear(width, depth * width)  # of all layers in one product
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
-        """(B, *shape), (B,), (B,) int64 or None -> (B, *shape)."""
+        """(B, *shape), (B,), (B,) int64 or None -> (B, heads · shape[0], *shape[1:])."""
         shifts = self.shifts(self.condition(c_noise, label)).chunk(len(self.first), 1)
         h = self.input(x.flatten(1))
         for first, second, shift in zip(self.first, self.second, shifts, strict=True):
             h = h + second(functional.silu(first(functional.silu(h)) + shift))
         out: Tensor = self.output(functional.silu(h))
-        return out.reshape(x.shape)
+        return out.reshape(len(x), -1, *x.shape[2:])

@@ -77,6 +77,7 @@ class UNet(nn.Module):
     Args:
         shape: Of one image, (channels, height, width).
         classes: Number of classes; 0 for a network without labels.
+        heads: Number of images in the output, one after another along the channels.
         channels: Width of level 0, even and at least 4; the time embedding has as many features.
         multipliers: Width of each level as a multiple of `channels`; their number is the number of levels.
         blocks: Residual blocks per level on the way down; the way up has one more.
@@ -98,6 +99,7 @@ class UNet(nn.Module):
         shape: Sequence[int],
         *,
         classes: int = 0,
+        heads: int = 1,
         channels: int = 64,
         multipliers: tuple[int, ...] = (1, 2, 2),
         blocks: int = 2,
@@ -115,7 +117,7 @@ class UNet(nn.Module):
             f"`shape` must be (channels, height, width) for the network 'unet', got {shape}; 'mlp' takes any shape",
         )
         _check_widths(channels, multipliers)
-        require_positive(blocks=blocks, head_channels=head_channels, groups=groups)
+        require_positive(heads=heads, blocks=blocks, head_channels=head_channels, groups=groups)
         require(0 <= dropout < 1, f"`dropout` must be in [0, 1), got {dropout}")
         self.shape, self.classes = shape, classes
         self._stage_widths: list[int] = []
@@ -156,13 +158,13 @@ class UNet(nn.Module):
                 width = outputs
             self.up.append(Up(stages, Upsample(width) if level else nn.Identity()))
         self.output = nn.Sequential(
-            group_norm(width, groups), nn.SiLU(), zeroed(nn.Conv2d(width, shape[0], 3, padding=1))
+            group_norm(width, groups), nn.SiLU(), zeroed(nn.Conv2d(width, heads * shape[0], 3, padding=1))
         )
         self.condition = Condition(channels, 4 * channels, classes=classes, embedding=embedding, scale=embedding_scale)
         self.shifts = nn.Linear(4 * channels, sum(self._stage_widths))  # of all residual blocks in one product
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
-        """(B, *shape), (B,), (B,) int64 or None -> (B, *shape)."""
+        """(B, *shape), (B,), (B,) int64 or None -> (B, heads · channels, height, width)."""
         shifts = iter(self.shifts(self.condition(c_noise, label)).split(self._stage_widths, 1))
         skips: list[Tensor] = []
         for level in self.down:

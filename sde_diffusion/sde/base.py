@@ -56,6 +56,11 @@ class SDE(ABC):
     def prior_std(self) -> float:
         """Standard deviation of the prior N(0, prior_std² I) that stands in for p(x) at t_max."""
 
+    @property
+    def levels(self) -> int | None:
+        """T of a process that stands for a chain of T noise levels, at the times k/T; None for one that does not."""
+        return None
+
     def mean_coef(self, t: Tensor) -> Tensor:
         """a(t), shape of `t`."""
         return self.log_mean_coef(t).exp()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sde_diffusion.model import NOISE_CONDITIONINGS, PREDICTIONS, ScoreModel
 from sde_diffusion.score import eps_from_score, reverse_drift, score_from_x0, x0_from_score
 from sde_diffusion.sde import SDE
-from sde_diffusion.verify.check import Check, Measured, Setting, relative, worst
+from sde_diffusion.verify.check import Check, Measured, NotShown, Setting, relative, worst
 from sde_diffusion.verify.problems import gaussian, mixture, processes
 
 SIGMA_DATA = 0.7
@@ -34,7 +34,12 @@ TARGETS: dict[str, Estimate] = {
 }
 """What F estimates, from a, std, x, ε̂ and x̂0, written as in the papers and not as in the model."""
 
-TOLD = {"log_snr": lambda sde, t: -0.25 * sde.half_log_snr(t), "time": lambda sde, t: 999 * t}
+TOLD = {
+    "log_snr": lambda sde, t: -0.25 * sde.half_log_snr(t),
+    "time": lambda sde, t: 999 * t,
+    "step": lambda sde, t: sde.levels * t - 1,
+    "std": lambda sde, t: sde.std(t),
+}
 """c_noise."""
 
 
@@ -145,6 +150,8 @@ def _conditioning(setting: Setting, sde: SDE, name: str) -> Measured:
     t = torch.linspace(sde.t_min, sde.t_max, 101, dtype=torch.float64).to(setting.device)
     x = setting.normal(101, 2)
     net = Answer(x)
+    if name == "step" and sde.levels is None:
+        raise NotShown("the process has no levels")
     ScoreModel(net, sde, conditioning=name)(x, t)
     wrong = float((net.c_noise.diff() <= 0).sum() + (~net.c_noise.isfinite()).sum())
     off = relative(net.c_noise, TOLD[name](sde, t)) if name in TOLD else 0.0

@@ -52,6 +52,19 @@ def test_the_output_has_the_shape_of_the_input_and_starts_as_zero(name: str) -> 
     torch.testing.assert_close(out, torch.zeros_like(x, dtype=torch.float32), rtol=0, atol=0)
 
 
+def test_heads_come_one_after_another_and_start_as_zero(name: str) -> None:
+    """Twice the numbers, all zero at first; once trained, all of them answer to the input and to the noise level."""
+    x, c_noise, label = batch()
+    net = build(name, classes=CLASSES, heads=2)
+    out = net(x.float(), c_noise.float(), label)
+    torch.testing.assert_close(out, torch.zeros(len(x), 2 * SHAPE[0], *SHAPE[1:]), rtol=0, atol=0)
+    net = awake(net)
+    for changed in (net(x + 1, c_noise, label), net(x, c_noise + 0.1, label)):
+        for head in (net(x, c_noise, label) - changed).chunk(2, 1):
+            assert head.shape == x.shape
+            assert head.flatten(1).norm(dim=1).min() > 1e-3
+
+
 def test_the_noise_level_matters(name: str) -> None:
     net = awake(build(name))
     x, c_noise, _ = batch()
@@ -83,6 +96,7 @@ def test_labels_for_a_network_without_classes_are_an_error(name: str) -> None:
     ("options", "message"),
     [
         ({"classes": -1}, "`classes` must be ≥ 0, got -1"),
+        ({"heads": 0}, "`heads` must be > 0, got 0"),
         ({"embedding": "fourrier"}, "unknown embedding 'fourrier'; did you mean 'fourier'"),
         ({"embedding_scale": 0.0}, "`embedding_scale` must be > 0, got 0.0"),
     ],
@@ -158,8 +172,8 @@ def test_options_are_of_types_that_a_config_can_hold(name: str) -> None:
     network = NETWORKS[name]
     parameters = inspect.signature(network).parameters
     hints = get_type_hints(network.__init__)
-    assert list(parameters)[:2] == ["shape", "classes"]
-    assert parameters["classes"].default == 0
+    assert list(parameters)[:3] == ["shape", "classes", "heads"]
+    assert (parameters["classes"].default, parameters["heads"].default) == (0, 1)
     for option in list(parameters)[1:]:
         assert parameters[option].kind is inspect.Parameter.KEYWORD_ONLY, option
         assert parameters[option].default is not inspect.Parameter.empty, option

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion.errors import InputError
 from sde_diffusion.model import NOISE_CONDITIONINGS, PREDICTIONS, ScoreModel
 from sde_diffusion.sde import SDE
 from tests.conftest import f64
@@ -130,12 +131,22 @@ def test_the_network_is_told_the_noise_level(sde: SDE, conditioning: str, dtype:
     t = torch.linspace(sde.t_min, 1, 9, dtype=torch.float64)
     x = torch.ones(9, 2, dtype=dtype)
     net = Answer(x)
+    if conditioning == "step" and sde.levels is None:
+        with pytest.raises(InputError, match=r"`model\.conditioning` = step counts the levels of a chain"):
+            ScoreModel(net, sde, conditioning=conditioning)
+        return
     model = ScoreModel(net, sde, conditioning=conditioning)
     model(x, t)
     assert net.c_noise.shape == (9,)
     assert net.c_noise.dtype == dtype
     assert (net.c_noise.diff() > 0).all()
-    expected = {"log_snr": -0.25 * sde.half_log_snr(t), "time": 999 * t}[conditioning]
+    told = {
+        "log_snr": -0.25 * sde.half_log_snr(t),
+        "time": 999 * t,
+        "std": sde.std(t),
+        "step": (sde.levels or 0) * t - 1,
+    }
+    expected = told[conditioning]
     torch.testing.assert_close(net.c_noise, expected.to(dtype))
     model(x, t[4])
     assert torch.equal(net.c_noise, expected[4].to(dtype).expand(9))
