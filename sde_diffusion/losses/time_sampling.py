@@ -17,7 +17,27 @@ from sde_diffusion.sde import SDE
 
 @dataclass(frozen=True)
 class TimeSampler(ABC):
-    """Draws times and tells their density."""
+    """Draws times and tells their density.
+
+    One that learns from the losses is a value as any other: what it has learnt is a tensor, its state, which the
+    trainer keeps, saves and hands to `at`. By itself it draws as at the start.
+    """
+
+    def initial_state(self, sde: SDE) -> Tensor | None:
+        """What it knows at the start, of any shape and dtype; None if it never learns."""
+        return None
+
+    def at(self, state: Tensor | None) -> "TimeSampler":
+        """The time sampler that draws with what `state` knows."""
+        return self
+
+    def updated(self, sde: SDE, state: Tensor, t: Tensor, *, loss: Tensor) -> Tensor:
+        """The state after a training step with the times `t`, (B,); a new tensor.
+
+        Args:
+            loss: λ/σ² · mean_D ρ at each of them, the loss without its division by r; (B,), no gradient.
+        """
+        return state
 
     @abstractmethod
     def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:

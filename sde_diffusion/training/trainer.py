@@ -1,24 +1,25 @@
 """Training as a function of (config, seed, step).
 
 Every random draw of step k is seeded from (seed, k) and the order of the data is an index computation, so that a run
-resumes from weights, EMA, optimizer state and step alone: 20 steps are 10 steps, a kill and 10 more, bit for bit.
+resumes from weights, averages, optimizer state, the time sampler's state and step alone: 20 steps are 10 steps, a kill
+and 10 more, bit for bit.
 """
 
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sde_diffusion.data import Batch, Dataset, sweep, training_batches
-from sde_diffusion.errors import InputError
-from sde_diffusion.losses import DSMLoss, dsm_loss
+from sde_diffusion.errors import InputError, require
+from sde_diffusion.losses import DSMLoss, TimeSampler, dsm_loss
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.pictures import save_samples
 from sde_diffusion.rng import derive_seed, generator
@@ -47,6 +48,7 @@ class Trainer:
         folder: Where everything is written.
         seed: Of the run.
         meta: JSON-able facts that every checkpoint carries, such as config and data specification.
+        parts: Modules by name, on `device`, that are trained with the model and saved with it, but not averaged.
     """
 
     def __init__(
@@ -61,16 +63,19 @@ class Trainer:
         seed: int,
         device: torch.device,
         meta: dict[str, Any],
+        parts: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self.model, self.train, self.validation = model, train, validation.to(device)
         self.config, self.loss, self.folder = config, loss, folder
         self.seed, self.device, self.meta = seed, device, meta
+        self.parts = nn.ModuleDict(parts)
+        self.time_state = _to(loss.time_sampler.initial_state(model.sde), device)
         self.ema = EMA(model, config.ema_decay)
         self.window = LossWindow(model.sde.t_max)
         self.step, self._saved = 0, -1
         optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
         self.optimizer = optimizer(
-            model.parameters(), betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
+            self._trained().values(), betas=(0.9, config.beta2), weight_decay=config.weight_decay, fused=True
         )
 
     def state(self) -> Checkpoint:
@@ -82,7 +87,10 @@ class Trainer:
         tensors = {"window.sums": self.window.sums}
         tensors |= {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.model.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
+        tensors |= {f"parts.{name}": value for name, value in self.parts.state_dict().items()}
+        if self.time_state is not None:
+            tensors["time_sampler.state"] = self.time_state
+        for name, parameter in self._trained().items():
             tensors |= {f"optimizer.{key}.{name}": v for key, v in self.optimizer.state[parameter].items()}
         return Checkpoint(tensors, self.meta | {"step": self.step})
 
@@ -92,14 +100,26 @@ class Trainer:
         Raises:
             InputError: A checkpoint that lacks a part of the state.
         """
+        parts, needed = checkpoint.group("parts"), self.parts.state_dict()
+        require(
+            parts.keys() == needed.keys(),
+            f"the checkpoint must hold the parts that are trained beside the model, {list(needed)}, got {list(parts)}; "
+            f"resume the run with its own config",
+        )
         self.model.load_state_dict(checkpoint.group("model"))
+        self.parts.load_state_dict(parts)
+        self.time_state = _to(checkpoint.tensors.get("time_sampler.state", self.time_state), self.device)
         self.ema.model.load_state_dict(checkpoint.group("ema"))
         moments = checkpoint.group("optimizer")
         keys = {name.partition(".")[0] for name in moments}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self._trained().items():
             self.optimizer.state[parameter] = {key: moments[f"{key}.{name}"].to(self.device) for key in keys}
         self.window.sums = checkpoint.tensors.get("window.sums", LossWindow(self.model.sde.t_max).sums)
         self.step = self._saved = checkpoint.meta["step"]
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        """What the optimizer moves, by name: the model's weights and those of the parts."""
+        return dict(self.model.named_parameters()) | {f"parts.{n}": p for n, p in self.parts.named_parameters()}
 
     def run(self) -> int | None:
         """Train from the current step to the last.
@@ -171,7 +191,7 @@ class Trainer:
         self._saved = self.step
 
     def train_step(self, batch: Batch) -> tuple[DSMLoss, Tensor]:
-        """One optimizer step on the batch of the current step, and the update of the EMA.
+        """One optimizer step on the batch of the current step, and the update of the EMA and the time sampler.
 
         Returns:
             The terms of the loss, each (B,), and the norm of the gradient before clipping, ().
@@ -179,26 +199,32 @@ class Trainer:
         config, k = self.config, self.step
         draws = generator(self.seed, _LOSS, k, device=self.device)
         label = self._hide_labels(batch.label, k)
-        terms = []
+        time_sampler, terms = self.loss.time_sampler.at(self.time_state), []
         fork = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(fork):
             torch.manual_seed(derive_seed(self.seed, _DROPOUT, k))  # dropout knows no generators
             for piece in torch.arange(len(batch.x), device=self.device).chunk(config.accumulate):
-                part = self._terms(self.model, batch.x[piece], None if label is None else label[piece], draws)
+                labels = None if label is None else label[piece]
+                part = self._terms(self.model, batch.x[piece], labels, draws, time_sampler)
                 (part.loss.sum() / len(batch.x)).backward()  # type: ignore[no-untyped-call]
                 terms.append(part)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(self._trained().values(), config.clip or math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(k)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(self.model, k)
-        return DSMLoss(*(torch.cat(parts) for parts in zip(*terms, strict=True))), norm
+        whole = DSMLoss(*(torch.cat(parts).detach() for parts in zip(*terms, strict=True)))
+        if self.time_state is not None:
+            self.time_state = self.loss.time_sampler.updated(
+                self.model.sde, self.time_state, whole.t, loss=whole.loss * whole.density
+            )
+        return whole, norm
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
         """Loss of the EMA weights on held-out examples at fixed times and noise, so that only the weights move it."""
-        losses, errors, times = [], [], []
+        found = []
         for start, batch in sweep(
             self.validation,
             batch=self.config.batch,
@@ -208,12 +234,9 @@ class Trainer:
             limit=self.config.validation_examples,
         ):
             draws = generator(self.seed, _VALIDATION, start, device=self.device)
-            terms = self._terms(self.ema.model, batch.x, batch.label, draws)
-            losses.append(terms.loss)
-            errors.append(terms.error)
-            times.append(terms.t)
+            found.append(self._terms(self.ema.model, batch.x, batch.label, draws, self.loss.time_sampler))
         window = LossWindow(self.model.sde.t_max)
-        window.add(self.step, DSMLoss(torch.cat(losses), torch.cat(errors), torch.cat(times)), torch.zeros(()))
+        window.add(self.step, DSMLoss(*(torch.cat(parts) for parts in zip(*found, strict=True))), torch.zeros(()))
         report = window.report()
         return {f"validation_{key}": report[key] for key in ("loss", "error_by_t", "loss_by_t")}
 
@@ -240,7 +263,14 @@ class Trainer:
     def _conditional(self) -> bool:
         return bool(getattr(self.model.net, "classes", 0))
 
-    def _terms(self, model: ScoreModel, x: Tensor, label: Tensor | None, draws: torch.Generator) -> DSMLoss:
+    def _terms(
+        self,
+        model: ScoreModel,
+        x: Tensor,
+        label: Tensor | None,
+        draws: torch.Generator,
+        time_sampler: TimeSampler,
+    ) -> DSMLoss:
         label = label if self._conditional else None
 
         def score_fn(x: Tensor, t: Tensor) -> Tensor:
@@ -253,7 +283,7 @@ class Trainer:
             model.sde,
             x,
             weighting=self.loss.weighting,
-            time_sampler=self.loss.time_sampler,
+            time_sampler=time_sampler,
             distance=self.loss.distance,
             generator=draws,
         )
@@ -265,6 +295,10 @@ class Trainer:
             label.shape, generator=generator(self.seed, _LABELS, k, device=self.device), device=self.device
         )
         return torch.where(coin < self.config.label_dropout, -1, label)
+
+
+def _to(state: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if state is None else state.to(device)
 
 
 class _Speed:

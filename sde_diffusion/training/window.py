@@ -70,7 +70,8 @@ class LossWindow:
         if not self._held:
             return
         sizes = [len(terms.loss) for _, terms, _ in self._held]
-        loss, error, t = (torch.cat(c).cpu() for c in zip(*(terms for _, terms, _ in self._held), strict=True))
+        held = [(terms.loss, terms.error, terms.t) for _, terms, _ in self._held]
+        loss, error, t = (torch.cat(column).cpu() for column in zip(*held, strict=True))
         norms = torch.stack([norm for _, _, norm in self._held]).cpu()
         parts = zip(*(torch.split(column, sizes) for column in (loss, error, t)), norms, strict=True)
         for (step, _, _), (loss, error, t, norm) in zip(self._held, parts, strict=True):

@@ -38,6 +38,7 @@ def test_loss_is_the_weighted_error_at_drawn_times(sde: SDE, weighting: SimpleWe
     error = denoising_error(wrong, sde, x0, t, eps)
     assert torch.equal(result.t, t)
     torch.testing.assert_close(result.error, error)
+    assert torch.equal(result.density, density)
     torch.testing.assert_close(result.loss, weighting.of_eps(sde, t) / density * error)
     assert result.loss.dtype == torch.float32
 
