@@ -23,7 +23,7 @@ RANKS = {
     "likelihood": 5, "pictures": 5, "sampling": 5,
     "config": 6, "training": 6,
     "build": 7,
-    "verify": 8,
+    "exchange": 8, "verify": 8,
     "commands": 9,
 }  # fmt: skip
 
@@ -105,7 +105,8 @@ def test_nothing_is_unpickled(module: str) -> None:
         name.split(".")[0] for name in imports(tree)
     }
     for function, call in calls(tree):
-        assert function not in ("torch.load", "torch.save"), ast.unparse(call)
+        restricted = place(module) == "exchange" and ast.unparse(call).endswith("weights_only=True)")
+        assert function not in ("torch.load", "torch.save") or restricted, ast.unparse(call)
         assert "allow_pickle=True" not in ast.unparse(call)
 
 

@@ -9,6 +9,8 @@ import torch
 
 from sde_diffusion.commands.decode import decode
 from sde_diffusion.commands.encode import encode
+from sde_diffusion.commands.export import export
+from sde_diffusion.commands.import_ import import_
 from sde_diffusion.commands.interpolate import interpolate
 from sde_diffusion.commands.likelihood import likelihood
 from sde_diffusion.commands.sample import sample
@@ -36,7 +38,7 @@ def cli() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
 
 
-for command in (train, sample, likelihood, encode, decode, interpolate, verify):
+for command in (train, sample, likelihood, encode, decode, interpolate, verify, import_, export):
     cli.add_command(command)
 
 

@@ -1,0 +1,44 @@
+"""`export`: a trained model in the format of another package."""
+
+from pathlib import Path
+
+import click
+
+from sde_diffusion.build import plain_config
+from sde_diffusion.commands.common import as_assignments, load, make_folder, shared_options, show_config
+from sde_diffusion.exchange import FORMATS
+from sde_diffusion.registry import lookup
+
+EPILOG = """\b
+Examples:
+  python cli.py export runs/digits_ddpm --format diffusers --out exported
+  python cli.py export --no-ema --out exported
+  python cli.py export runs/ddpm_cifar10 --set sampling.solver=ddim --out exported
+"""
+
+
+@click.command(epilog=EPILOG, short_help="Write a model for another package.")
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@click.option("--format", "name", default="diffusers", show_default=True, help=f"{', '.join(FORMATS)}.")
+@click.option("--ema/--no-ema", default=True, show_default=True, help="Averaged weights, or the last ones.")
+@shared_options
+def export(
+    checkpoint: Path | None,
+    name: str,
+    ema: bool,
+    config_file: Path | None,
+    assignments: tuple[str, ...],
+    seed: int | None,
+    device: str,
+    out: Path | None,
+    dry_run: bool,
+) -> None:
+    """Write the model of CHECKPOINT, a file or a run's folder, to the folder --out; of the newest run without one."""
+    form = lookup(FORMATS, name, "format")()
+    loaded = load(checkpoint, config_file, [*assignments, *as_assignments(seed=seed)], device=device, ema=ema)
+    click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}")
+    if dry_run:
+        show_config(plain_config(loaded.trained.config))
+        return
+    for file in form.write(loaded.trained, make_folder(out or loaded.folder / name)):
+        click.echo(f"wrote {file}")
