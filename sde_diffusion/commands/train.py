@@ -27,7 +27,7 @@ The same command again resumes the run where its newest checkpoint stands. Ctrl-
 FREE = (
     *("training.steps", "training.keep", "training.workers", "training.validation_examples"),
     *("training.log_every", "training.validate_every", "training.sample_every", "training.save_every"),
-    *("training.preview", "training.preview_count", "sampling", "likelihood"),
+    *("training.snapshot_every", "training.preview", "training.preview_count", "sampling", "likelihood"),
     *("data.root", "data.download", "data.file", "data.test", "data.labels", "data.test_labels"),
 )
 

@@ -7,6 +7,9 @@ from typing import Literal
 from sde_diffusion.errors import require, require_positive
 from sde_diffusion.losses import ImportanceTime, LikelihoodWeighting, TimeSampler, Weighting
 from sde_diffusion.solvers import PerSampleODE, Solver
+from sde_diffusion.training.ema import check_averages
+
+SNAPSHOTS = 16  # of a run, where nothing else is asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,11 @@ class TrainingConfig:
         warmup: Steps over which the learning rate rises from zero.
         decay: After that, `constant`, or `cosine` down to zero at `steps`.
         clip: Largest norm of the gradient; null for none.
-        ema_decay: Rate of the averaged weights, which are used for everything but training.
+        ema_decay: Rates of averaged weights, one or more; the first is used for everything but training.
+        ema_profiles: Lengths σ_rel of averages by a power of time beside them, from which one of any length can be had
+            after training (`sample --ema LENGTH`); each costs memory as the weights do, [] for none.
+        snapshot_every: Steps between snapshots of those, which that takes, 2 bytes a weight and average each; null for
+            a sixteenth of `steps`, 0 for never.
         precision: Of the network's forward pass; all else stays in float32.
         dequantise: Train on n + u, u uniform in a level; else on the levels' centres.
         flip: Mirror images at random.
@@ -54,7 +61,9 @@ class TrainingConfig:
     warmup: int = 100
     decay: Literal["constant", "cosine"] = "cosine"
     clip: float | None = 1.0
-    ema_decay: float = 0.999
+    ema_decay: tuple[float, ...] = (0.999,)
+    ema_profiles: tuple[float, ...] = (0.05, 0.1)
+    snapshot_every: int | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     dequantise: bool = True
     flip: bool = False
@@ -75,11 +84,17 @@ class TrainingConfig:
         require_positive(validation_examples=self.validation_examples)
         for name in ("warmup", "weight_decay", "log_every", "validate_every", "sample_every", "save_every", "workers"):
             require(getattr(self, name) >= 0, f"`{name}` must be ≥ 0, got {getattr(self, name)}")
+        require((self.snapshot_every or 0) >= 0, f"`snapshot_every` must be ≥ 0 or null, got {self.snapshot_every}")
         require(self.accumulate <= self.batch, f"`accumulate` must be ≤ `batch` = {self.batch}, got {self.accumulate}")
         require(0 <= self.label_dropout <= 1, f"`label_dropout` must be in [0, 1], got {self.label_dropout}")
-        require(0 <= self.ema_decay < 1, f"`ema_decay` must be in [0, 1), got {self.ema_decay}")
+        check_averages(self.ema_decay, self.ema_profiles)
         require(0 <= self.beta2 < 1, f"`beta2` must be in [0, 1), got {self.beta2}")
         require(self.clip is None or self.clip > 0, f"`clip` must be > 0 or null, got {self.clip}")
+
+    def every(self, name: str) -> int:
+        """Steps between two of log, validate, sample, save and snapshot; 0 for never."""
+        steps: int | None = getattr(self, f"{name}_every")
+        return -(-self.steps // SNAPSHOTS) if steps is None else steps
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of step `step`, counted from 0."""

@@ -1,6 +1,7 @@
 """The folder of a training run: resolved config, checkpoints, metrics, samples, and the lock that guards it.
 
 config.yaml   checkpoints/step_00001000.safetensors   metrics.jsonl   samples/step_00001000.png   lock
+ema/step_00000100.safetensors: snapshots of averages
 """
 
 import contextlib
@@ -81,7 +82,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
-        return sorted((self.path / "checkpoints").glob(f"step_*{SUFFIX}"))
+        return _by_step(self.path / "checkpoints")
 
     def latest(self) -> Path | None:
         """The newest checkpoint, or None."""
@@ -90,13 +91,18 @@ class RunFolder:
 
     def save(self, checkpoint: Checkpoint, *, keep: int) -> Path:
         """Write the checkpoint of `checkpoint.meta["step"]`, then drop all but the `keep` newest."""
-        path = self.path / "checkpoints" / f"step_{checkpoint.meta['step']:08d}{SUFFIX}"
-        for left_over in path.parent.glob(f".step_*{SUFFIX}.*.tmp"):  # of a process that was killed as it wrote
-            left_over.unlink(missing_ok=True)
-        save_checkpoint(path, checkpoint)
+        path = _write(self.path / "checkpoints", checkpoint)
         for old in self.checkpoints()[:-keep]:
             old.unlink(missing_ok=True)
         return path
+
+    def snapshots(self) -> list[Path]:
+        """The snapshots of averages, oldest first."""
+        return _by_step(self.path / "ema")
+
+    def save_snapshot(self, snapshot: Checkpoint) -> Path:
+        """Write the averages of step `snapshot.meta["step"]`; all snapshots are kept."""
+        return _write(self.path / "ema", snapshot)
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write the resolved config."""
@@ -128,10 +134,30 @@ class RunFolder:
         return rows
 
     def rewind(self, step: int) -> None:
-        """Forget the metrics after `step`, which a resumed run writes again."""
+        """Forget the metrics and snapshots after `step`, which a resumed run writes again."""
         kept = [row for row in self.metrics() if row["step"] <= step]
         if self.metrics_path.exists():
             write_atomically(self.metrics_path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        for snapshot in self.snapshots():
+            if step_of(snapshot) > step:
+                snapshot.unlink(missing_ok=True)
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint or snapshot."""
+    return int(path.stem.removeprefix("step_"))
+
+
+def _by_step(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob(f"step_*{SUFFIX}") if path.stem[5:].isdecimal()), key=step_of)
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> Path:
+    path = folder / f"step_{checkpoint.meta['step']:08d}{SUFFIX}"
+    for left_over in folder.glob(f".step_*{SUFFIX}.*.tmp"):  # of a process that was killed as it wrote
+        left_over.unlink(missing_ok=True)
+    save_checkpoint(path, checkpoint)
+    return path
 
 
 def newest_run(root: Path) -> RunFolder | None:

@@ -70,7 +70,7 @@ class Trainer:
         self.seed, self.device, self.meta = seed, device, meta
         self.parts = nn.ModuleDict(parts)
         self.time_state = _to(loss.time_sampler.initial_state(model.sde), device)
-        self.ema = EMA(model, config.ema_decay)
+        self.ema = EMA(model, *config.ema_decay, profiles=config.ema_profiles)
         self.window = LossWindow(model.sde.t_max)
         self.step, self._saved = 0, -1
         optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
@@ -86,7 +86,7 @@ class Trainer:
         """
         tensors = {"window.sums": self.window.sums}
         tensors |= {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"ema.{name}": value for name, value in self.ema.model.state_dict().items()}
+        tensors |= self.ema.state()
         tensors |= {f"parts.{name}": value for name, value in self.parts.state_dict().items()}
         if self.time_state is not None:
             tensors["time_sampler.state"] = self.time_state
@@ -109,7 +109,7 @@ class Trainer:
         self.model.load_state_dict(checkpoint.group("model"))
         self.parts.load_state_dict(parts)
         self.time_state = _to(checkpoint.tensors.get("time_sampler.state", self.time_state), self.device)
-        self.ema.model.load_state_dict(checkpoint.group("ema"))
+        self.ema.restore(checkpoint)
         moments = checkpoint.group("optimizer")
         keys = {name.partition(".")[0] for name in moments}
         for name, parameter in self._trained().items():
@@ -166,7 +166,7 @@ class Trainer:
                 rows["images_per_second"] = speed.rate(self.step)
                 bar.set_postfix_str(f"loss {rows['loss']:.4g}, {rows['images_per_second']:.0f} img/s")
             with speed.paused():
-                if self._due("validate") or self._due("sample"):
+                if self._due("validate") or self._due("sample") or self._due("snapshot"):
                     _ = self.window.sums  # stop at a non-finite loss before its weights are shown
                 if self._due("validate"):
                     rows |= self.validate()
@@ -176,15 +176,23 @@ class Trainer:
                     board.write(rows, self.step)
                 if self._due("sample"):
                     self.draw_preview()
+                if self._due("snapshot"):  # before the checkpoint: what is resumed from has all snapshots up to it
+                    self._take_snapshot()
                 if self._due("save"):
                     self._save()
         if self._saved != self.step:
             self._save()
 
     def _due(self, name: str) -> bool:
-        """Whether `name`, one of log, validate, sample and save, is to be done now: every so often, and at the end."""
-        every = getattr(self.config, f"{name}_every")
+        """Whether log, validate, sample, snapshot or save is to be done now: every so often, and at the end."""
+        every = self.config.every(name)
         return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
+
+    def _take_snapshot(self) -> None:
+        """Keep the averages by a power of time as they are now, in half precision."""
+        if self.ema.lengths:
+            tensors = {name: value.half() for name, value in self.ema.profiles().items()}
+            self.folder.save_snapshot(Checkpoint(tensors, {"step": self.step}))
 
     def _save(self) -> None:
         self.folder.save(self.state(), keep=self.config.keep)

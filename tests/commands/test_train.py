@@ -68,7 +68,8 @@ def test_another_config_on_a_run_is_refused_by_its_key(tmp_path: Path) -> None:
         assert outcome.code == 2
         assert f"was started with {key} = {old}, not {value}; resume it with its own" in outcome.error
     assert (run / "config.yaml").read_text() == before
-    free = ("training.keep=5", "training.preview.rtol=0.2", "likelihood.batch=7", "training.save_every=1")
+    free = ("training.keep=5", "training.preview.rtol=0.2", "likelihood.batch=7")
+    free += ("training.save_every=1", "training.snapshot_every=3")
     succeed("train", *TINY, "--steps", 2, "--out", run, *(part for item in free for part in ("--set", item)))
 
 

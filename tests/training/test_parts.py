@@ -69,7 +69,7 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
         ({"validation_examples": -5}, "`validation_examples` must be > 0"),
         ({"accumulate": 65}, "`accumulate` must be ≤ `batch` = 64"),
         ({"label_dropout": 1.5}, r"`label_dropout` must be in \[0, 1\]"),
-        ({"ema_decay": 1.0}, r"`ema_decay` must be in \[0, 1\)"),
+        ({"ema_decay": (1.0,)}, r"`ema_decay` must be in \[0, 1\)"),
         ({"beta2": -0.1}, r"`beta2` must be in \[0, 1\)"),
         ({"clip": 0.0}, "`clip` must be > 0 or null"),
     ],

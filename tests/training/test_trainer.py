@@ -232,7 +232,9 @@ def test_metrics_have_the_loss_by_time_and_come_as_often_as_asked(tmp_path: Path
 
 
 def test_never_means_never(tmp_path: Path) -> None:
-    off: dict[str, Any] = dict.fromkeys(("log_every", "validate_every", "sample_every", "save_every"), 0)
+    off: dict[str, Any] = dict.fromkeys(
+        ("log_every", "validate_every", "sample_every", "snapshot_every", "save_every"), 0
+    )
     trainer_for(tmp_path, **off).run()
     assert [row["step"] for row in timeless_metrics(tmp_path)] == [20]
     assert last_checkpoint(tmp_path).meta["step"] == 20

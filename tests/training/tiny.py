@@ -22,6 +22,7 @@ POINTS: Raw = {
         "validate_every": 10,
         "sample_every": 0,
         "save_every": 10,
+        "snapshot_every": 10,
         "preview": {"rtol": 0.1, "atol": 0.1},
         "preview_count": 9,
     },
