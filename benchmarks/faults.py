@@ -40,6 +40,8 @@ UNITS = ("likelihood", "data/test_spec.py,likelihood")
 DATA = ("training", "data/test_loader.py,training")
 TRAINING = ("training", "training/test_parts.py,training")
 
+GUIDANCE = ("guidance", "test_guidance.py")
+
 FAULTS = [
     # processes
     Fault(
@@ -837,5 +839,46 @@ FAULTS = [
         "validation draws training's noise, another at every step",
         "training",
         "training/test_trainer.py",
+    ),
+    # guidance
+    Fault(
+        "guidance-halves",
+        "guidance.py",
+        "bind(torch.cat([labels, none]))",
+        "bind(torch.cat([none, labels]))",
+        "the two branches of classifier-free guidance exchanged",
+        *GUIDANCE,
+    ),
+    Fault(
+        "guidance-ho-salimans",
+        "guidance.py",
+        "[torch.lerp(other, wanted, self.scale)",
+        "[torch.lerp(other, wanted, 1 + self.scale)",
+        "the weight of another convention",
+        *GUIDANCE,
+    ),
+    Fault(
+        "guidance-selected-labels",
+        "guidance.py",
+        "torch.cat([rows, rows + self.count])",
+        "torch.cat([rows, rows])",
+        "samples that stay in a batch lose their unconditional branch",
+        *GUIDANCE,
+    ),
+    Fault(
+        "guidance-classifier-twice",
+        "guidance.py",
+        "gain = scale - 1 if conditional else scale",
+        "gain = scale",
+        "a conditional model is told its class once too often",
+        *GUIDANCE,
+    ),
+    Fault(
+        "guidance-interval-order",
+        "guidance.py",
+        "back = torch.cat(sides).argsort()",
+        "back = torch.cat(sides)",
+        "samples of a batch at several times are exchanged",
+        *GUIDANCE,
     ),
 ]

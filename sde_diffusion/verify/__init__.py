@@ -7,12 +7,13 @@ closed form.
 
 from collections.abc import Callable, Iterator
 
-from sde_diffusion.verify import likelihood, losses, score, sde, solvers, training
+from sde_diffusion.verify import guidance, likelihood, losses, score, sde, solvers, training
 from sde_diffusion.verify.check import Check, Outcome, Setting, collect, run
 
 CHECKS: dict[str, Callable[[Setting], Iterator[Check]]] = {
     "sde": sde.checks,
     "score": score.checks,
+    "guidance": guidance.checks,
     "losses": losses.checks,
     "solvers": solvers.checks,
     "likelihood": likelihood.checks,
