@@ -1,6 +1,7 @@
-"""Self-attention over the pixels of a feature map.
+"""Self-attention over the pixels of a feature map: with all pairs of pixels, or in linear time.
 
-References: Vaswani et al. 2017, arXiv:1706.03762, section 3.2; Ho et al. 2020, arXiv:2006.11239, appendix B.
+References: Vaswani et al. 2017, arXiv:1706.03762, section 3.2; Ho et al. 2020, arXiv:2006.11239, appendix B; Shen et
+al. 2018, arXiv:1812.01243.
 """
 
 import torch
@@ -8,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from sde_diffusion.networks.blocks import group_norm, parts, zeroed
+from sde_diffusion.networks.blocks import Layers, parts, zeroed
 
 
 class Attention(nn.Module):
@@ -16,25 +17,46 @@ class Attention(nn.Module):
 
     Args:
         channels: Channels in and out.
+        layers: How its layers are made.
         head_channels: Least width d of a head: there are as many heads as divide the channels into equal parts of at
             least this many. Narrow heads are slow.
-        groups: See `group_norm`.
+        normed: Whether q, k, v are linear in GroupNorm(x); else in x.
     """
 
-    def __init__(self, channels: int, *, head_channels: int, groups: int) -> None:
+    def __init__(self, channels: int, layers: Layers, *, head_channels: int, normed: bool = True) -> None:
         super().__init__()
         self.heads = parts(channels, channels, head_channels)
-        self.norm = group_norm(channels, groups)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = zeroed(nn.Conv2d(channels, channels, 1))
+        self.norm = layers.norm(channels) if normed else nn.Identity()
+        self.qkv = layers.conv(channels, 3 * channels, 1)
+        self.out = zeroed(layers.conv(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        qkv = rearrange(self.qkv(self.norm(x)), "b (three n d) h w -> three b n (h w) d", three=3, n=self.heads)
+        """(B, C, *sides) -> (B, C, *sides)."""
+        qkv = rearrange(self.qkv(self.norm(x)).flatten(2), "b (three n d) s -> three b n s d", three=3, n=self.heads)
+        mixed = rearrange(self.mix(qkv), "b n s d -> b (n d) s")
+        out: Tensor = x + self.out(mixed.reshape(x.shape))
+        return out
+
+    def mix(self, qkv: Tensor) -> Tensor:
+        """q, k and v (3, B, heads, pixels, d) -> (B, heads, pixels, d)."""
         # The fused kernels want d innermost. The CPU's is slow backwards in half precision (26 ms against the 10 ms of
         # plain products at batch 64, 7 × 7 × 96), so there the strided view is left, which is computed by products.
         if qkv.device.type != "cpu" or qkv.dtype.itemsize >= 4 or not torch.is_grad_enabled():
             qkv = qkv.contiguous()
-        mixed = scaled_dot_product_attention(*qkv)
-        out: Tensor = x + self.out(rearrange(mixed, "b n (h w) d -> b (n d) h w", h=x.shape[-2]))
-        return out
+        return scaled_dot_product_attention(*qkv)
+
+
+class LinearAttention(Attention):
+    """x + W_o softmax_d(q)/√d (softmax_s(k)ᵀ v): its cost is linear in the number of pixels s; starts as the identity.
+
+    The keys are normalised over the pixels and the queries over the d features of a head, so that the small matrix
+    softmax_s(k)ᵀ v, (d, d), stands for all pixels. q, k, v are linear in GroupNorm(x).
+
+    Reference: Shen et al. 2018, "Efficient Attention", arXiv:1812.01243, eq. 3.
+    """
+
+    def mix(self, qkv: Tensor) -> Tensor:
+        q, k, v = qkv
+        context = k.softmax(-2).transpose(-1, -2) @ v
+        mixed: Tensor = q.softmax(-1) @ context * q.shape[-1] ** -0.5
+        return mixed

@@ -1,4 +1,4 @@
-"""The U-Net of DDPM, for images of any size and any number of channels.
+"""The U-Net of DDPM, for series, images and volumes of any size and any number of channels.
 
     level 0   H × W        input ─► stages ─────────────► stages ─► output
     level 1   ⌈H/2⌉ × …        down ─► stages ───► stages ─► up
@@ -13,16 +13,30 @@ Reference: Ho et al. 2020, arXiv:2006.11239, appendix B.
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from sde_diffusion.errors import require, require_positive
-from sde_diffusion.networks.attention import Attention
-from sde_diffusion.networks.blocks import Downsample, ResidualBlock, Upsample, group_norm, join, zeroed
+from sde_diffusion.errors import require, require_one_of, require_positive
+from sde_diffusion.networks.attention import Attention, LinearAttention
+from sde_diffusion.networks.blocks import (
+    GROUP_CHANNELS,
+    BlockOrder,
+    Downsample,
+    Layers,
+    Padding,
+    ResidualBlock,
+    TimeInput,
+    Upsample,
+    join,
+    zeroed,
+)
 from sde_diffusion.networks.embedding import Condition
 
 logger = logging.getLogger(__name__)
+
+Middle = Literal["attention", "bare_attention", "none"]
+Kind = Literal["full", "linear", "bare", "none"]
 
 
 class Stage(nn.Module):
@@ -33,9 +47,9 @@ class Stage(nn.Module):
         self.block = block
         self.attention = attention
 
-    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
-        """(B, C, H, W), (B, C') -> (B, C', H, W)."""
-        x = self.block(x, shift)
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """(B, C, *sides), and the block's share of the time embedding -> (B, C', *sides)."""
+        x = self.block(x, time)
         return x if self.attention is None else self.attention(x)
 
 
@@ -47,11 +61,11 @@ class Down(nn.Module):
         self.entry = entry
         self.stages = nn.ModuleList(stages)
 
-    def forward(self, x: Tensor, shifts: Iterator[Tensor], skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, times: Iterator[Tensor], skips: list[Tensor]) -> Tensor:
         x = self.entry(x)
         skips.append(x)
         for stage in self.stages:
-            x = stage(x, next(shifts))
+            x = stage(x, next(times))
             skips.append(x)
         return x
 
@@ -64,34 +78,69 @@ class Up(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.leave = leave
 
-    def forward(self, x: Tensor, shifts: Iterator[Tensor], skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, times: Iterator[Tensor], skips: list[Tensor]) -> Tensor:
         for stage in self.stages:
-            x = stage(join(x, skips.pop()), next(shifts))
+            x = stage(join(x, skips.pop()), next(times))
         out: Tensor = self.leave(x)
         return out
 
 
+class StageMaker:
+    """Makes stages, and keeps account of how many numbers of the time embedding each wants (`shares`)."""
+
+    def __init__(
+        self, layers: Layers, *, dropout: float, time: TimeInput, order: BlockOrder, head_channels: int
+    ) -> None:
+        self.layers, self.dropout, self.time, self.order = layers, dropout, time, order
+        self.head_channels = head_channels
+        self.shares: list[int] = []
+
+    def __call__(self, inputs: int, outputs: int, kind: Kind) -> Stage:
+        self.shares.append(outputs * (2 if self.time == "scale_shift" else 1))
+        block = ResidualBlock(inputs, outputs, self.layers, dropout=self.dropout, time=self.time, order=self.order)
+        return Stage(block, self._attention(outputs, kind))
+
+    def _attention(self, channels: int, kind: Kind) -> Attention | None:
+        if kind == "none":
+            return None
+        if kind == "linear":
+            return LinearAttention(channels, self.layers, head_channels=self.head_channels)
+        return Attention(channels, self.layers, head_channels=self.head_channels, normed=kind == "full")
+
+
 class UNet(nn.Module):
-    """F(x, c_noise, label) for x of shape (B, channels, height, width); zero at the start.
+    """F(x, c_noise, label) for x of shape (B, channels, *sides) with one to three sides; zero at the start.
 
     Args:
-        shape: Of one image, (channels, height, width).
+        shape: Of one event, (channels, length), (channels, height, width) or (channels, depth, height, width).
         classes: Number of classes; 0 for a network without labels.
-        heads: Number of images in the output, one after another along the channels.
+        heads: Number of events in the output, one after another along the channels.
         channels: Width of level 0, even and at least 4; the time embedding has as many features.
         multipliers: Width of each level as a multiple of `channels`; their number is the number of levels.
         blocks: Residual blocks per level on the way down; the way up has one more.
-        attention: Resolutions with self-attention, each the smaller side of a level: 40 × 27 has 27, 14, 7. A number
-            that is no level's is without effect, for one list may serve several sizes; that none is one is logged. The
-            middle always has attention.
+        attention: Resolutions with self-attention, each the smallest side of a level: 40 × 27 has 27, 14, 7. A number
+            that is no level's is without effect, for one list may serve several sizes; that none is one is logged.
+        linear_attention: Resolutions with attention in linear time, likewise; not those of `attention`.
+        middle: What is between the two blocks in the middle: `attention`, the same without its normalisation
+            (`bare_attention`), or `none`.
         head_channels: Least width of an attention head; see `Attention`.
         dropout: Probability of dropping a feature inside the residual blocks, in training.
-        groups: Most groups of a GroupNorm; each has at least 4 channels.
+        groups: Most groups of a GroupNorm.
+        group_channels: Least channels in one; published networks have 1.
+        norm_eps: Added to the variance in a GroupNorm; published networks of DDPM have 1e-6.
+        time: What a block is told of the time: a `shift` of each channel, or a scale and a shift (`scale_shift`).
+        order: Of a residual block: `norm_first` as in DDPM, or `conv_first`; see `ResidualBlock`.
+        standardised: Whether the blocks' convolutions are weight-standardised; wants `order` conv_first.
+        padding: Of the strided convolutions: `symmetric`, or `same` as published networks of DDPM have; see `Conv`.
         embedding: How c_noise is embedded, a name in `EMBEDDINGS`.
         embedding_scale: Its highest (sinusoidal) or typical (fourier) frequency [radians per unit of c_noise].
 
     Raises:
-        InputError: An argument outside its range; in `forward`, labels although `classes` is 0.
+        InputError: An argument outside its range, or two that exclude each other; in `forward`, labels although
+            `classes` is 0.
+
+    References: Ho et al. 2020, arXiv:2006.11239, appendix B; Qiao et al. 2019, arXiv:1903.10520 (standardised); Shen
+    et al. 2018, arXiv:1812.01243 (linear attention).
     """
 
     def __init__(
@@ -104,79 +153,112 @@ class UNet(nn.Module):
         multipliers: tuple[int, ...] = (1, 2, 2),
         blocks: int = 2,
         attention: tuple[int, ...] = (16, 8),
+        linear_attention: tuple[int, ...] = (),
+        middle: Middle = "attention",
         head_channels: int = 64,
         dropout: float = 0.0,
         groups: int = 32,
+        group_channels: int = GROUP_CHANNELS,
+        norm_eps: float = 1e-5,
+        time: TimeInput = "shift",
+        order: BlockOrder = "norm_first",
+        standardised: bool = False,
+        padding: Padding = "symmetric",
         embedding: Literal["sinusoidal", "fourier"] = "sinusoidal",
         embedding_scale: float = 16.0,
     ) -> None:
         super().__init__()
         shape = tuple(shape)
-        require(
-            len(shape) == 3 and min(shape) > 0,
-            f"`shape` must be (channels, height, width) for the network 'unet', got {shape}; 'mlp' takes any shape",
-        )
+        _check_shape(shape)
         _check_widths(channels, multipliers)
         require_positive(heads=heads, blocks=blocks, head_channels=head_channels, groups=groups)
+        require_positive(group_channels=group_channels, norm_eps=norm_eps)
         require(0 <= dropout < 1, f"`dropout` must be in [0, 1), got {dropout}")
+        _check_choices(middle, time, order, padding, standardised)
         self.shape, self.classes = shape, classes
-        self._stage_widths: list[int] = []
-
-        def stage(inputs: int, outputs: int, attend: bool) -> Stage:
-            self._stage_widths.append(outputs)
-            return Stage(
-                ResidualBlock(inputs, outputs, dropout=dropout, groups=groups),
-                Attention(outputs, head_channels=head_channels, groups=groups) if attend else None,
-            )
-
+        dims = len(shape) - 1
+        layers = Layers(
+            dims=dims, groups=groups, group_channels=group_channels, norm_eps=norm_eps, standardised=standardised
+        )
+        stage = StageMaker(layers, dropout=dropout, time=time, order=order, head_channels=head_channels)
+        kinds = _attention_kinds(shape, len(multipliers), attention, linear_attention)
         widths = [channels * multiplier for multiplier in multipliers]
-        sides = [-(-min(shape[1:]) // 2**level) for level in range(len(widths))]
-        attends = [side in attention for side in sides]
-        if attention and not any(attends):
-            logger.warning(
-                "`attention` at %s meets no level of the U-Net, whose smaller sides are %s: only the middle has it",
-                ", ".join(map(str, attention)),
-                ", ".join(map(str, sides)),
-            )
 
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         skips: list[int] = []
         width = channels
         for level, outputs in enumerate(widths):
-            entry = Downsample(width) if level else nn.Conv2d(shape[0], width, 3, padding=1)
+            entry = Downsample(width, dims=dims, padding=padding) if level else layers.conv(shape[0], width)
             skips.append(width)
             stages = []
             for _ in range(blocks):
-                stages.append(stage(width, outputs, attends[level]))
+                stages.append(stage(width, outputs, kinds[level]))
                 skips.append(width := outputs)
             self.down.append(Down(entry, stages))
-        self.middle.extend([stage(width, width, True), stage(width, width, False)])
+        between: dict[Middle, Kind] = {"attention": "full", "bare_attention": "bare", "none": "none"}
+        self.middle.extend([stage(width, width, between[middle]), stage(width, width, "none")])
         for level, outputs in reversed(list(enumerate(widths))):
             stages = []
             for _ in range(blocks + 1):
-                stages.append(stage(width + skips.pop(), outputs, attends[level]))
+                stages.append(stage(width + skips.pop(), outputs, kinds[level]))
                 width = outputs
-            self.up.append(Up(stages, Upsample(width) if level else nn.Identity()))
-        self.output = nn.Sequential(
-            group_norm(width, groups), nn.SiLU(), zeroed(nn.Conv2d(width, heads * shape[0], 3, padding=1))
-        )
+            self.up.append(Up(stages, Upsample(width, dims=dims) if level else nn.Identity()))
+        self.output = nn.Sequential(layers.norm(width), nn.SiLU(), zeroed(layers.conv(width, heads * shape[0])))
         self.condition = Condition(channels, 4 * channels, classes=classes, embedding=embedding, scale=embedding_scale)
-        self.shifts = nn.Linear(4 * channels, sum(self._stage_widths))  # of all residual blocks in one product
+        self._shares = stage.shares
+        self.shifts = nn.Linear(4 * channels, sum(self._shares))  # of all residual blocks in one product
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
-        """(B, *shape), (B,), (B,) int64 or None -> (B, heads · channels, height, width)."""
-        shifts = iter(self.shifts(self.condition(c_noise, label)).split(self._stage_widths, 1))
+        """(B, *shape), (B,), (B,) int64 or None -> (B, heads · channels, *sides)."""
+        times = iter(self.shifts(self.condition(c_noise, label)).split(self._shares, 1))
         skips: list[Tensor] = []
         for level in self.down:
-            x = level(x, shifts, skips)
+            x = level(x, times, skips)
         for stage in self.middle:
-            x = stage(x, next(shifts))
+            x = stage(x, next(times))
         for level in self.up:
-            x = level(x, shifts, skips)
+            x = level(x, times, skips)
         out: Tensor = self.output(x)
         return out
+
+
+def _attention_kinds(shape: Sequence[int], levels: int, full: tuple[int, ...], linear: tuple[int, ...]) -> list[Kind]:
+    """The attention of each level, by its smallest side."""
+    both = set(full) & set(linear)
+    require(
+        not both, f"`linear_attention` must not name a resolution of `attention`, got {min(both, default=0)} in both"
+    )
+    sides = [-(-min(shape[1:]) // 2**level) for level in range(levels)]
+    for name, wanted in (("attention", full), ("linear_attention", linear)):
+        if wanted and not set(wanted) & set(sides):
+            logger.warning(
+                "`%s` at %s meets no level of the U-Net, whose smallest sides are %s",
+                name,
+                ", ".join(map(str, wanted)),
+                ", ".join(map(str, sides)),
+            )
+    return ["full" if side in full else "linear" if side in linear else "none" for side in sides]
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
+    require(
+        len(shape) in (2, 3, 4) and min(shape) > 0,
+        f"`shape` must be channels and one to three sides, such as (channels, height, width), for the network 'unet', "
+        f"got {shape}; 'mlp' takes any shape",
+    )
 
 
 def _check_widths(channels: int, multipliers: tuple[int, ...]) -> None:
     require(channels >= 4 and channels % 2 == 0, f"`channels` must be even and ≥ 4, got {channels}")
     require(min(multipliers, default=0) > 0, f"`multipliers` must be one or more numbers > 0, got {tuple(multipliers)}")
+
+
+def _check_choices(middle: str, time: str, order: str, padding: str, standardised: bool) -> None:
+    require_one_of("middle", middle, get_args(Middle))
+    require_one_of("time", time, get_args(TimeInput))
+    require_one_of("order", order, get_args(BlockOrder))
+    require_one_of("padding", padding, get_args(Padding))
+    require(
+        not standardised or order == "conv_first",
+        f"`standardised` convolutions must be followed by a normalisation, got `order` = {order}; set it to conv_first",
+    )

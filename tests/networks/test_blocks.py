@@ -1,12 +1,16 @@
 """How channels are shared out, and the blocks against plain formulas."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from sde_diffusion.networks.attention import Attention
-from sde_diffusion.networks.blocks import Downsample, ResidualBlock, Upsample, group_norm, join, parts
+from sde_diffusion.networks.attention import Attention, LinearAttention
+from sde_diffusion.networks.blocks import Conv, Downsample, Layers, ResidualBlock, Upsample, group_norm, join, parts
+
+TWO = Layers(groups=2)
 
 
 @pytest.mark.parametrize(
@@ -25,14 +29,14 @@ def test_groups_divide_the_channels(channels: int, groups: int, expected: int) -
 @pytest.mark.parametrize("outputs", [8, 12])
 def test_a_residual_block_starts_as_its_skip(outputs: int) -> None:
     torch.manual_seed(0)
-    block = ResidualBlock(8, outputs, dropout=0.0, groups=2)
+    block = ResidualBlock(8, outputs, TWO, dropout=0.0)
     x = torch.randn(2, 8, 5, 3)
     assert torch.equal(block(x, torch.randn(2, outputs)), block.skip(x))
 
 
 def test_the_shift_is_added_between_the_convolutions() -> None:
     torch.manual_seed(0)
-    block = ResidualBlock(8, 8, dropout=0.0, groups=2)
+    block = ResidualBlock(8, 8, TWO, dropout=0.0)
     nn.init.normal_(block.conv2.weight)
     x, shift = torch.randn(2, 8, 5, 3), torch.randn(2, 8)
     hidden = block.conv1(functional.silu(block.norm1(x))) + shift.reshape(2, 8, 1, 1)
@@ -42,12 +46,82 @@ def test_the_shift_is_added_between_the_convolutions() -> None:
 
 def test_dropout_acts_in_training_only() -> None:
     torch.manual_seed(0)
-    block = ResidualBlock(8, 8, dropout=0.5, groups=2)
+    block = ResidualBlock(8, 8, TWO, dropout=0.5)
     nn.init.normal_(block.conv2.weight)
     x, shift = torch.randn(2, 8, 5, 3), torch.randn(2, 8)
     assert not torch.equal(block(x, shift), block(x, shift))
     block.eval()
     assert torch.equal(block(x, shift), block(x, shift))
+
+
+def test_scale_and_shift_act_after_the_second_norm() -> None:
+    torch.manual_seed(0)
+    block = ResidualBlock(8, 8, TWO, dropout=0.0, time="scale_shift")
+    nn.init.normal_(block.conv2.weight)
+    x, time = torch.randn(2, 8, 5, 3), torch.randn(2, 16)
+    scale, shift = time.reshape(2, 16, 1, 1).chunk(2, 1)
+    hidden = block.norm2(block.conv1(functional.silu(block.norm1(x)))) * (1 + scale) + shift
+    torch.testing.assert_close(block(x, time), x + block.conv2(functional.silu(hidden)))
+
+
+@pytest.mark.parametrize("time", ["shift", "scale_shift"])
+def test_a_block_may_begin_with_its_convolution(time: Any) -> None:
+    torch.manual_seed(0)
+    x, told = torch.randn(2, 6, 5), torch.randn(2, 8 if time == "shift" else 16)
+    block = ResidualBlock(6, 8, Layers(dims=1, groups=2, standardised=True), dropout=0.0, time=time, order="conv_first")
+    hidden = block.conv1(x)
+    if time == "shift":
+        hidden = block.norm1(hidden + told[..., None])
+    else:
+        hidden = block.norm1(hidden) * (1 + told[:, :8, None]) + told[:, 8:, None]
+    hidden = functional.silu(block.norm2(block.conv2(functional.silu(hidden))))
+    torch.testing.assert_close(block(x, told), block.skip(x) + hidden)
+
+
+@pytest.mark.parametrize(("dims", "reference"), [(1, nn.Conv1d), (2, nn.Conv2d), (3, nn.Conv3d)])
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (3, 1), (3, 2)])
+def test_a_convolution_is_that_of_torch_from_the_same_seed(dims: int, reference: Any, size: int, stride: int) -> None:
+    torch.manual_seed(0)
+    expected = reference(4, 6, size, stride=stride, padding=size // 2)
+    torch.manual_seed(0)
+    conv = Conv(4, 6, size, dims=dims, stride=stride)
+    conv.load_state_dict(expected.state_dict())
+    x = torch.randn(2, 4, *(5, 4, 3)[:dims])
+    assert torch.equal(conv(x), expected(x))
+    torch.manual_seed(0)
+    assert torch.equal(Conv(4, 6, size, dims=dims).weight, expected.weight)
+    torch.manual_seed(0)
+    assert torch.equal(Conv(4, 6, size, dims=dims).bias, expected.bias)
+
+
+@pytest.mark.parametrize("sides", [(6,), (5,), (6, 7), (1, 2), (4, 3, 6)])
+def test_same_padding_puts_the_odd_zero_at_the_far_end(sides: tuple[int, ...]) -> None:
+    """Window j covers 2j … 2j + 2 of an even side, and 2j − 1 … 2j + 1 of an odd one."""
+    torch.manual_seed(0)
+    down = Downsample(3, dims=len(sides), padding="same")
+    x = torch.randn(2, 3, *sides)
+    padded = torch.zeros(2, 3, *(side + 2 for side in sides))
+    padded[(..., *(slice(1, side + 1) for side in sides))] = x
+    windows = padded[(..., *(slice(1 - side % 2, None) for side in sides))]
+    for axis in range(len(sides)):
+        windows = windows.unfold(2 + axis, 3, 2)
+    expected = torch.einsum("bi...k,oik->bo...", windows.flatten(2 + len(sides)), down.weight.flatten(2))
+    torch.testing.assert_close(down(x), expected + down.bias.reshape(-1, *(1,) * len(sides)))
+    assert down(x).shape[2:] == tuple(-(-side // 2) for side in sides)
+
+
+def test_standardised_filters_have_mean_zero_and_variance_one() -> None:
+    """Whatever the weights' scale and offset; the output is that of the standardised filters."""
+    torch.manual_seed(0)
+    conv = Conv(4, 6, standardised=True).double()
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    weight = conv.weight.detach().flatten(1)
+    weight = (weight - weight.mean(1, keepdim=True)) / (weight.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    expected = functional.conv2d(x, weight.reshape(conv.weight.shape), conv.bias, padding=1)
+    torch.testing.assert_close(conv(x), expected, rtol=1e-10, atol=1e-10)
+    with torch.no_grad():
+        conv.weight.mul_(100).add_(7)
+    assert (conv(x) - expected).norm() < 1e-3 * expected.norm(), "1e-5 beside a variance of 1/108"
 
 
 def test_sampling_doubles_and_halves_upwards_and_join_crops() -> None:
@@ -65,7 +139,7 @@ def test_sampling_doubles_and_halves_upwards_and_join_crops() -> None:
 def test_attention_is_a_softmax_over_pixels(heads: int, grad: bool, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     channels, width = 12, 12 // heads
-    attention = Attention(channels, head_channels=width, groups=3).double()
+    attention = Attention(channels, Layers(groups=3), head_channels=width).double()
     nn.init.normal_(attention.out.weight)
     x = torch.randn(2, channels, 3, 4, dtype=torch.float64)
     normed = attention.norm(x).flatten(2)
@@ -80,7 +154,26 @@ def test_attention_is_a_softmax_over_pixels(heads: int, grad: bool, dtype: torch
     assert (out - expected).norm() < bound * expected.norm()
 
 
+@pytest.mark.parametrize("heads", [1, 3])
+def test_linear_attention_normalises_keys_over_pixels_and_queries_over_features(heads: int) -> None:
+    torch.manual_seed(0)
+    channels, width = 12, 12 // heads
+    attention = LinearAttention(channels, Layers(dims=1, groups=3), head_channels=width).double()
+    nn.init.normal_(attention.out.weight)
+    x = torch.randn(2, channels, 7, dtype=torch.float64)
+    qkv = attention.qkv(attention.norm(x))
+    q, k, v = (part.reshape(2, heads, width, 7) for part in qkv.split(channels, 1))
+    context = torch.einsum("bndi,bnei->bnde", k.softmax(-1), v)
+    mixed = torch.einsum("bnde,bndi->bnei", context, q.softmax(-2) / width**0.5).reshape(2, channels, 7)
+    torch.testing.assert_close(attention(x), x + attention.out(mixed), rtol=1e-10, atol=1e-12)
+
+
+def test_attention_may_go_without_its_norm() -> None:
+    bare = Attention(8, TWO, head_channels=4, normed=False)
+    assert not any(isinstance(module, nn.GroupNorm) for module in bare.modules())
+
+
 def test_attention_starts_as_the_identity() -> None:
-    attention = Attention(8, head_channels=4, groups=2)
+    attention = Attention(8, TWO, head_channels=4)
     x = torch.randn(2, 8, 3, 4)
     assert torch.equal(attention(x), x)

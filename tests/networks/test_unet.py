@@ -1,19 +1,62 @@
 """The U-Net: sizes, levels, attention, and what it refuses."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from sde_diffusion.config import read_yaml
 from sde_diffusion.errors import InputError
 from sde_diffusion.networks import UNet
-from sde_diffusion.networks.attention import Attention
+from sde_diffusion.networks.attention import Attention, LinearAttention
+from sde_diffusion.networks.blocks import Conv, Downsample
+
+SERIES = [(2, 9), (1, 1), (3, 16)]
+VOLUMES = [(1, 5, 6, 7), (2, 4, 4, 4)]
 
 
-@pytest.mark.parametrize("shape", [(1, 5, 7), (3, 28, 28), (2, 9, 16), (1, 1, 1), (5, 1, 12), (1, 8, 8)])
-def test_any_size_and_number_of_channels_works(shape: tuple[int, int, int]) -> None:
-    net = UNet(shape, channels=8)
+@pytest.mark.parametrize(
+    "shape", [(1, 5, 7), (3, 28, 28), (2, 9, 16), (1, 1, 1), (5, 1, 12), (1, 8, 8), *SERIES, *VOLUMES]
+)
+@pytest.mark.parametrize("padding", ["symmetric", "same"])
+def test_any_size_and_number_of_channels_works(shape: tuple[int, ...], padding: Any) -> None:
+    net = UNet(shape, channels=8, padding=padding)
     assert net(torch.randn(2, *shape), torch.randn(2)).shape == (2, *shape)
+
+
+def count(shape: tuple[int, ...], **options: Any) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in UNet(shape, **options).parameters())
+
+
+def test_published_networks_have_their_numbers_of_parameters() -> None:
+    """DDPM's for CIFAR-10 (35.7 M) and for 256 × 256 images (114 M), to the last one."""
+    common = {"channels": 128, "attention": (16,)}
+    assert count((3, 32, 32), multipliers=(1, 2, 2, 2), **common) == 35_746_307
+    assert count((3, 256, 256), multipliers=(1, 1, 2, 2, 4, 4), **common) == 113_673_219
+    raw = read_yaml(Path(__file__).parents[2] / "configs" / "cifar10_vp.yaml")["model"]["network"]
+    assert raw.pop("name") == "unet"
+    assert count((3, 32, 32), **raw) == 35_746_307
+
+
+def test_options_of_layers_reach_them() -> None:
+    options: dict[str, Any] = {"group_channels": 1, "norm_eps": 1e-6, "standardised": True, "order": "conv_first"}
+    net = UNet((1, 8, 8), channels=16, multipliers=(1, 2), attention=(8,), padding="same", **options)
+    norms = [module for module in net.modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert {(norm.num_groups, norm.eps) for norm in norms} == {(16, 1e-6), (32, 1e-6)}
+    standardised = {name for name, module in net.named_modules() if isinstance(module, Conv) and module.standardised}
+    assert {name.rpartition(".")[2] for name in standardised} == {"conv1", "conv2"}
+    assert [module.same for module in net.modules() if isinstance(module, Downsample)] == [True]
+
+
+@pytest.mark.parametrize(("middle", "full", "normed"), [("attention", 1, 4), ("bare_attention", 1, 3), ("none", 0, 3)])
+def test_linear_attention_and_that_of_the_middle_sit_where_asked(middle: Any, full: int, normed: int) -> None:
+    net = UNet((1, 16), channels=8, multipliers=(1, 2), blocks=1, attention=(), linear_attention=(8,), middle=middle)
+    found = [module for module in net.modules() if isinstance(module, Attention)]
+    assert sum(isinstance(module, LinearAttention) for module in found) == 3
+    assert len(found) == 3 + full
+    assert sum(isinstance(module.norm, torch.nn.GroupNorm) for module in found) == normed
 
 
 def test_sides_are_halved_upwards_and_cropped_on_the_way_up() -> None:
@@ -38,9 +81,7 @@ def test_attention_at_no_level_is_told(
     attention: tuple[int, ...], told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     UNet((1, 28, 30), channels=8, attention=attention)
-    expected = (
-        "`attention` at 16 meets no level of the U-Net, whose smaller sides are 28, 14, 7: only the middle has it"
-    )
+    expected = "`attention` at 16 meets no level of the U-Net, whose smallest sides are 28, 14, 7"
     assert [record.getMessage() for record in caplog.records] == [expected] * told
 
 
@@ -58,14 +99,27 @@ def test_dropout_and_groups_reach_the_blocks() -> None:
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
-        ((8, 8), {}, r"`shape` must be \(channels, height, width\) for the network 'unet', got \(8, 8\); 'mlp' takes"),
-        ((1, 0, 8), {}, r"`shape` must be \(channels, height, width\)"),
+        (
+            (8,),
+            {},
+            r"`shape` must be channels and one to three sides, .* for the network 'unet', got \(8,\); 'mlp' takes",
+        ),
+        ((1, 2, 3, 4, 5), {}, r"`shape` must be channels and one to three sides"),
+        ((1, 0, 8), {}, r"`shape` must be channels and one to three sides"),
         ((1, 8, 8), {"channels": 5}, "`channels` must be even and ≥ 4, got 5"),
         ((1, 8, 8), {"multipliers": ()}, r"`multipliers` must be one or more numbers > 0, got \(\)"),
         ((1, 8, 8), {"multipliers": (1, 0)}, r"`multipliers` must be one or more numbers > 0, got \(1, 0\)"),
         ((1, 8, 8), {"blocks": 0}, "`blocks` must be > 0, got 0"),
         ((1, 8, 8), {"head_channels": 0}, "`head_channels` must be > 0, got 0"),
         ((1, 8, 8), {"groups": 0}, "`groups` must be > 0, got 0"),
+        ((1, 8, 8), {"group_channels": 0}, "`group_channels` must be > 0, got 0"),
+        ((1, 8, 8), {"norm_eps": 0.0}, "`norm_eps` must be > 0, got 0.0"),
+        ((1, 8, 8), {"middle": "plain"}, "`middle` must be one of attention, bare_attention, none, got 'plain'"),
+        ((1, 8, 8), {"time": "film"}, "`time` must be one of shift, scale_shift, got 'film'"),
+        ((1, 8, 8), {"order": "post"}, "`order` must be one of norm_first, conv_first, got 'post'"),
+        ((1, 8, 8), {"padding": "end"}, "`padding` must be one of symmetric, same, got 'end'"),
+        ((1, 8, 8), {"standardised": True}, "must be followed by a normalisation, got `order` = norm_first; set it to"),
+        ((1, 8, 8), {"linear_attention": (8, 4)}, "must not name a resolution of `attention`, got 8 in both"),
         ((1, 8, 8), {"dropout": 1.0}, r"`dropout` must be in \[0, 1\), got 1.0"),
     ],
 )
