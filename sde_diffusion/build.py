@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -30,7 +30,7 @@ from sde_diffusion.registry import lookup
 from sde_diffusion.rng import derive_seed
 from sde_diffusion.sde import BETAS, SDE, SDES, VPSDE, BetaSchedule
 from sde_diffusion.solvers import CORRECTORS, ODES, SOLVERS, AdaptiveODE, Corrector, PerSampleODE, Solver
-from sde_diffusion.training import Checkpoint, LossConfig, RunFolder, Trainer, TrainingConfig
+from sde_diffusion.training import Checkpoint, LossConfig, RunFolder, Trainer, TrainingConfig, averaged
 
 _WEIGHTS = 0xB01D  # purpose of random numbers: a network's first weights
 
@@ -266,21 +266,32 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device) -> Tr
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A model from a checkpoint, ready to use."""
+    """A model from a checkpoint, ready to use; `origin` says which weights it has, where not the usual average's."""
 
     model: ScoreModel
     spec: DataSpec
     config: Config
     step: int
+    origin: str = ""
 
 
-def load_trained(checkpoint: Checkpoint, config: Config, device: torch.device, *, ema: bool = True) -> Trained:
-    """The model of a checkpoint, by default averaged; `config` is its own with the user's overrides."""
+def load_trained(
+    checkpoint: Checkpoint,
+    config: Config,
+    device: torch.device,
+    *,
+    ema: bool | str = True,
+    run: RunFolder | None = None,
+) -> Trained:
+    """The model of a checkpoint, by default averaged; `config` is its own with the user's overrides.
+
+    `ema` and `run` choose other weights: see `training.averaged`.
+    """
     spec = DataSpec.from_dict(checkpoint.meta["data"])
     model = build_model(config, spec, device)
-    weights: dict[str, Any] = checkpoint.group("ema" if ema else "model")
+    weights, origin = averaged(checkpoint, ema, run)
     model.load_state_dict(weights)
-    return Trained(model.eval().requires_grad_(False), spec, config, checkpoint.meta["step"])
+    return Trained(model.eval().requires_grad_(False), spec, config, checkpoint.meta["step"], origin)
 
 
 def count_parameters(model: torch.nn.Module) -> int:

@@ -33,6 +33,8 @@ FORGETTABLE = [  # what older checkpoints may spell otherwise
     *(("likelihood", key) for key in ("divergence", "ode", "method", "rtol", "atol")),
 ]
 
+_USUAL, _LAST = "usual", "sde_diffusion.last_weights"  # a value of --ema, and where --no-ema is noted
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -52,6 +54,33 @@ def shared_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def ema_options(command: Command) -> Command:
+    """--ema and --no-ema, together `ema: bool | str` as `training.averaged` takes it."""
+
+    def chosen(context: click.Context, _: click.Parameter, value: str) -> bool | str:
+        last = bool(context.meta.get(_LAST))
+        require(not last or value == _USUAL, f"--ema {value} and --no-ema exclude each other; drop one")
+        return False if last or value == "none" else True if value == _USUAL else value
+
+    def note(context: click.Context, _: click.Parameter, value: bool) -> None:
+        context.meta[_LAST] = value
+
+    average = click.option(
+        "--ema",
+        is_flag=False,
+        flag_value=_USUAL,
+        default=_USUAL,
+        metavar="[LENGTH]",
+        callback=chosen,
+        help="Averaged weights (default), those of the run's first rate; or LENGTH of the average over the training "
+        "time, 0.05 or 0.15, also LENGTH@STEP; or another rate that the run kept; or none.",
+    )
+    last = click.option(
+        "--no-ema", is_flag=True, expose_value=False, is_eager=True, callback=note, help="The last weights."
+    )
+    return average(last(command))
 
 
 def as_assignments(**values: Any) -> list[str]:
@@ -77,7 +106,9 @@ class Loaded:
     def describe(self) -> str:
         """What is used, for the user."""
         process = plain_config(self.trained.config)["sde"]["name"]
-        return f"using {self.path} (step {self.trained.step}, {self.trained.spec.name}, {process}) on {self.device}"
+        weights = f"; {self.trained.origin}" if self.trained.origin else ""
+        what = f"step {self.trained.step}, {self.trained.spec.name}, {process}{weights}"
+        return f"using {self.path} ({what}) on {self.device}"
 
     def facts(self) -> dict[str, Any]:
         """What a result must say to be made again."""
@@ -109,12 +140,12 @@ def find_checkpoint(given: Path | None) -> Path:
 
 
 def load(
-    given: Path | None, config_file: Path | None, assignments: list[str], *, device: str, ema: bool = True
+    given: Path | None, config_file: Path | None, assignments: list[str], *, device: str, ema: bool | str = True
 ) -> Loaded:
     """Load a checkpoint; file and overrides may change its seed and the sections that the weights do not fix.
 
     Raises:
-        InputError: No checkpoint, a bad one, a bad config, or a change of what the checkpoint fixes.
+        InputError: No checkpoint, a bad one, a bad config, a change of what the checkpoint fixes, or no such average.
     """
     path = find_checkpoint(given)
     checkpoint = load_checkpoint(path)
@@ -127,7 +158,7 @@ def load(
         )
     target = choose_device(device)
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    trained = load_trained(checkpoint, config, target, ema=ema)
+    trained = load_trained(checkpoint, config, target, ema=ema, run=RunFolder(folder))
     return Loaded(trained, path, folder, hashlib.sha256(path.read_bytes()).hexdigest(), target)
 
 

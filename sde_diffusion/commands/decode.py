@@ -15,6 +15,7 @@ from sde_diffusion.commands.common import (
     GrowingArrays,
     Loaded,
     as_assignments,
+    ema_options,
     load,
     make_folder,
     shared_options,
@@ -48,7 +49,7 @@ PICTURED, POINTS = 100, 5000  # most samples in a picture: images, and points of
 @end_options
 @click.option("--batch", type=int, help="Latents decoded at once.")
 @click.option("--label", type=int, help="Class of the samples, for a conditional model; -1 for none.")
-@click.option("--ema/--no-ema", default=True, show_default=True, help="Averaged weights, or the last ones.")
+@ema_options
 @shared_options
 def decode(
     checkpoint: Path | None,
@@ -59,7 +60,7 @@ def decode(
     device: str,
     out: Path | None,
     dry_run: bool,
-    ema: bool,
+    ema: bool | str,
     **given: Any,
 ) -> None:
     """Turn latents into samples of CHECKPOINT, a file or a run's folder; of the newest run without one."""

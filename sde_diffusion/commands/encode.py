@@ -14,6 +14,7 @@ from sde_diffusion.commands.common import (
     GrowingArrays,
     Loaded,
     as_assignments,
+    ema_options,
     load,
     make_folder,
     shared_options,
@@ -64,7 +65,7 @@ PICTURED, POINTS = 12, 5000  # most examples in the picture: images, and points 
 @click.option("--label", type=int, help="Class the model is told, for a conditional model; -1 for none.")
 @click.option("--check/--no-check", default=True, show_default=True, help="Decode again and report the error.")
 @click.option("--dequantise/--no-dequantise", default=True, show_default=True, help="Noise, or the centres of bins.")
-@click.option("--ema/--no-ema", default=True, show_default=True, help="Averaged weights, or the last ones.")
+@ema_options
 @shared_options
 def encode(
     checkpoint: Path | None,
@@ -75,7 +76,7 @@ def encode(
     device: str,
     out: Path | None,
     dry_run: bool,
-    ema: bool,
+    ema: bool | str,
     **given: Any,
 ) -> None:
     """Carry data to the latents of CHECKPOINT, a file or a run's folder; of the newest run without one."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from sde_diffusion.build import plain_config
-from sde_diffusion.commands.common import as_assignments, load, make_folder, shared_options, show_config
+from sde_diffusion.commands.common import as_assignments, ema_options, load, make_folder, shared_options, show_config
 from sde_diffusion.exchange import FORMATS
 from sde_diffusion.registry import lookup
 
@@ -20,12 +20,12 @@ Examples:
 @click.command(epilog=EPILOG, short_help="Write a model for another package.")
 @click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
 @click.option("--format", "name", default="diffusers", show_default=True, help=f"{', '.join(FORMATS)}.")
-@click.option("--ema/--no-ema", default=True, show_default=True, help="Averaged weights, or the last ones.")
+@ema_options
 @shared_options
 def export(
     checkpoint: Path | None,
     name: str,
-    ema: bool,
+    ema: bool | str,
     config_file: Path | None,
     assignments: tuple[str, ...],
     seed: int | None,

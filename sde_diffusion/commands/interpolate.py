@@ -16,6 +16,7 @@ from sde_diffusion.commands.common import (
     GrowingArrays,
     Loaded,
     as_assignments,
+    ema_options,
     load,
     make_folder,
     shared_options,
@@ -56,7 +57,7 @@ second example. A killed run goes on where it stopped.
 @end_options
 @click.option("--batch", type=int, help="Frames decoded at once.")
 @click.option("--label", type=int, help="Class the model is told, for a conditional model; -1 for none.")
-@click.option("--ema/--no-ema", default=True, show_default=True, help="Averaged weights, or the last ones.")
+@ema_options
 @shared_options
 def interpolate(
     checkpoint: Path | None,
@@ -69,7 +70,7 @@ def interpolate(
     device: str,
     out: Path | None,
     dry_run: bool,
-    ema: bool,
+    ema: bool | str,
     **given: Any,
 ) -> None:
     """Go from one example to another through the latents of CHECKPOINT, a file or a run's folder, or the newest run."""

@@ -16,6 +16,7 @@ from sde_diffusion.commands.common import (
     GrowingArrays,
     Loaded,
     as_assignments,
+    ema_options,
     load,
     make_folder,
     shared_options,
@@ -94,7 +95,7 @@ REFERENCE_DIMS, REFERENCE_EXAMPLES = 4096, 60_000  # what a full covariance is a
 @click.option("--rtol", type=float, help="Relative tolerance of the ODE.")
 @click.option("--atol", type=float, help="Absolute tolerance of the ODE.")
 @click.option("--batch", type=int, help="Examples scored at once.")
-@click.option("--ema/--no-ema", default=True, show_default=True, help="Averaged weights, or the last ones.")
+@ema_options
 @click.option("--reference/--no-reference", default=True, show_default=True, help="Also score a Gaussian.")
 @click.option("--ledger", is_flag=True, help="All bounds of these examples in one table, in place of the score.")
 @shared_options
@@ -102,7 +103,7 @@ def likelihood(
     checkpoint: Path | None,
     data_file: Path | None,
     exact: bool,
-    ema: bool,
+    ema: bool | str,
     reference: bool,
     ledger: bool,
     config_file: Path | None,

@@ -16,6 +16,7 @@ from sde_diffusion.commands.common import (
     GrowingArrays,
     Loaded,
     as_assignments,
+    ema_options,
     load,
     make_folder,
     shared_options,
@@ -64,7 +65,7 @@ PICTURED, POINTS = 100, 5000  # most samples in a picture: images, and points of
 @click.option("--count", type=int, help="Number of samples.")
 @click.option("--batch", type=int, help="Samples drawn at once.")
 @click.option("--label", type=int, help="Class of the samples, for a conditional model; -1 for none.")
-@click.option("--ema/--no-ema", default=True, show_default=True, help="Averaged weights, or the last ones.")
+@ema_options
 @click.option("--trajectory", is_flag=True, help="Also draw how the first samples form.")
 @shared_options
 def sample(
@@ -75,7 +76,7 @@ def sample(
     device: str,
     out: Path | None,
     dry_run: bool,
-    ema: bool,
+    ema: bool | str,
     trajectory: bool,
     **given: Any,
 ) -> None:

@@ -1,5 +1,6 @@
 """Training: EMA, checkpoints, the run folder and the loop."""
 
+from sde_diffusion.training.averages import Averaged, averaged
 from sde_diffusion.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.options import LossConfig, TrainingConfig
@@ -8,11 +9,13 @@ from sde_diffusion.training.trainer import Trainer
 
 __all__ = [
     "EMA",
+    "Averaged",
     "Checkpoint",
     "LossConfig",
     "RunFolder",
     "Trainer",
     "TrainingConfig",
+    "averaged",
     "load_checkpoint",
     "newest_run",
     "save_checkpoint",
