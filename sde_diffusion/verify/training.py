@@ -14,6 +14,7 @@ from sde_diffusion.config import Raw
 from sde_diffusion.data import DataSpec, TensorDataset, sweep, training_batches
 from sde_diffusion.networks import NETWORKS
 from sde_diffusion.training import EMA, Checkpoint, RunFolder, Trainer, TrainingConfig, load_checkpoint, save_checkpoint
+from sde_diffusion.training.power_profile import Profile, exponent, synthesise
 from sde_diffusion.verify.check import Check, Measured, Setting, worst
 
 TINY: Raw = {
@@ -31,6 +32,8 @@ SMALL: dict[str, Raw] = {
 def checks(setting: Setting) -> Iterator[Check]:
     """All checks of this area."""
     yield Check("EMA against its closed form", "decay 0.5", partial(_ema, setting))
+    yield Check("EMA against its closed form", "lengths 0.05 and 0.1", partial(_profiles, setting))
+    yield Check("an average of another length, from snapshots, within its bound", "0.15 at step 60", _synthesis)
     for decay in ("constant", "cosine"):
         yield Check("learning rate", decay, partial(_learning_rate, decay))
     yield Check("each epoch sees each example once", "7 examples in batches of 3", _epochs)
@@ -57,6 +60,37 @@ def _ema(setting: Setting) -> Measured:
         decay = min(0.5, (1 + k) / (10 + k))
         expected = decay * expected + (1 - decay) * (k + 2)
     return Measured(worst(ema.model.weight, expected), 256 * setting.eps)
+
+
+def _profiles(setting: Setting) -> Measured:
+    """θ̂(t) = Σ_τ (τ^(γ+1) − (τ − 1)^(γ+1))/t^(γ+1) θ(τ), with the published γ of 0.05 and 0.1."""
+    source = torch.nn.Linear(1, 1, bias=False).to(setting.device, setting.dtype)
+    ema = EMA(source, 0.5, profiles=(0.05, 0.1))
+    for k in range(12):
+        torch.nn.init.constant_(source.weight, math.sin(k))
+        ema.update(source, k)
+    off = 0.0
+    for found, gamma in zip(ema.profiles().values(), (16.9721986, 6.9372039), strict=True):
+        expected = sum(
+            (((k + 1) ** (gamma + 1) - k ** (gamma + 1)) / 12 ** (gamma + 1)) * math.sin(k) for k in range(12)
+        )
+        off = max(off, worst(found, expected))
+    return Measured(off, 256 * setting.eps + 1e-8)
+
+
+def _synthesis() -> Measured:
+    """The combination's weights of each step against those of the average itself: at most ‖Δ‖, and that is small."""
+    times, length, gamma = range(6, 61, 6), 0.15, exponent(0.15)
+
+    def cells(length: float, time: int) -> torch.Tensor:
+        edges = (torch.arange(61, dtype=torch.float64) / time).clamp(max=1)
+        return (edges ** (exponent(length) + 1)).diff()
+
+    profiles = [Profile(length, time) for time in times for length in (0.05, 0.1)]
+    found = synthesise(profiles, Profile(length, 60))
+    total = sum(c * cells(*profile) for c, profile in zip(found.coefficients, profiles, strict=True))
+    bound = found.error * (gamma + 1) / math.sqrt((2 * gamma + 1) * 60)
+    return Measured(float((total - cells(length, 60)).norm()) / bound + float(found.error > 0.03), 1.0)
 
 
 def _learning_rate(decay: str) -> Measured:

@@ -21,7 +21,7 @@ from tests.training.test_trainer import Killed, at_step, kill
 from tests.training.tiny import last_checkpoint, resumed, same_bits, trainer_for
 
 PAIR = (0.05, 0.1)
-AVERAGES: dict[str, Any] = {"ema_decay": (0.9, 0.99), "ema_profiles": PAIR, "snapshot_every": 4}
+AVERAGES: dict[str, Any] = {"ema_decay": (0.9, 0.99), "ema_profiles": PAIR, "snapshot_every": 5}
 
 
 def cells(length: float, t: int) -> Tensor:
@@ -181,20 +181,20 @@ def steps_of(paths: list[Path]) -> list[int]:
 def test_a_killed_run_has_the_averages_and_snapshots_of_a_whole_one(tmp_path: Path) -> None:
     trainer_for(tmp_path / "whole", **AVERAGES).run()
     killed = trainer_for(tmp_path / "killed", **AVERAGES)
-    at_step(killed, 14, kill)
+    at_step(killed, 17, kill)
     with pytest.raises(Killed):
         killed.run()
     killed_at = RunFolder(tmp_path / "killed")
-    assert steps_of(killed_at.snapshots()) == [4, 8, 12]
+    assert steps_of(killed_at.snapshots()) == [5, 10, 15]
     again = resumed(tmp_path / "killed", **AVERAGES)
     at_step(again, 11, lambda: steps.extend(steps_of(killed_at.snapshots())))
     steps: list[int] = []
     again.run()
-    assert steps == [4, 8], "what is later than the checkpoint is forgotten"
+    assert steps == [5, 10], "what is later than the checkpoint is forgotten"
 
     assert same_bits(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "killed"))
     whole = RunFolder(tmp_path / "whole").snapshots()
-    assert steps_of(whole) == steps_of(killed_at.snapshots()) == [4, 8, 12, 16, 20]
+    assert steps_of(whole) == steps_of(killed_at.snapshots()) == [5, 10, 15, 20]
     for one, other in zip(whole, killed_at.snapshots(), strict=True):
         assert same_bits(load_checkpoint(one), load_checkpoint(other))
         assert load_checkpoint(one).meta["step"] == steps_of([one])[0]
