@@ -45,6 +45,7 @@ Examples:
   python cli.py sample --solver em --steps 500
   python cli.py sample --solver ancestral --steps 100 --grid log_snr --count 16 --trajectory
   python cli.py sample runs/digits_vp --solver ode --rtol 1e-4 --atol 1e-4 --seed 1
+  python cli.py sample --ema 0.15                          # weights averaged over another length of training
   python cli.py sample --set sampling.solver.variance=large --solver ancestral
 
 \b

@@ -82,15 +82,17 @@ def _synthesis() -> Measured:
     """The combination's weights of each step against those of the average itself: at most ‖Δ‖, and that is small."""
     times, length, gamma = range(6, 61, 6), 0.15, exponent(0.15)
 
-    def cells(length: float, time: int) -> torch.Tensor:
-        edges = (torch.arange(61, dtype=torch.float64) / time).clamp(max=1)
-        return (edges ** (exponent(length) + 1)).diff()
+    def cells(profile: Profile) -> torch.Tensor:
+        edges = (torch.arange(61, dtype=torch.float64) / profile.time).clamp(max=1)
+        return (edges ** (exponent(profile.length) + 1)).diff()
 
     profiles = [Profile(length, time) for time in times for length in (0.05, 0.1)]
     found = synthesise(profiles, Profile(length, 60))
-    total = sum(c * cells(*profile) for c, profile in zip(found.coefficients, profiles, strict=True))
+    off = -cells(Profile(length, 60))
+    for c, profile in zip(found.coefficients, profiles, strict=True):
+        off += c * cells(profile)
     bound = found.error * (gamma + 1) / math.sqrt((2 * gamma + 1) * 60)
-    return Measured(float((total - cells(length, 60)).norm()) / bound + float(found.error > 0.03), 1.0)
+    return Measured(float(off.norm()) / bound + float(found.error > 0.03), 1.0)
 
 
 def _learning_rate(decay: str) -> Measured:
