@@ -42,6 +42,8 @@ TRAINING = ("training", "training/test_parts.py,training")
 
 GUIDANCE = ("guidance", "test_guidance.py")
 
+NETWORK = ("training", "networks,conformance/test_networks.py,exchange")
+
 FAULTS = [
     # processes
     Fault(
@@ -925,5 +927,30 @@ FAULTS = [
         "back = torch.cat(sides)",
         "samples of a batch at several times are exchanged",
         *GUIDANCE,
+    ),
+    # networks
+    Fault(
+        "fir-up-gain",
+        "networks/resample.py",
+        "kernel = 4 * self.kernel.expand",
+        "kernel = 2 * self.kernel.expand",
+        "half the size after raising the resolution",
+        *NETWORK,
+    ),
+    Fault(
+        "fir-down-phase",
+        "networks/resample.py",
+        "return self.filtered(even(x), stride=2, padding=1)",
+        "return self.filtered(even(x), stride=2, padding=2)[..., :-1, :-1]",
+        "a shift by half a pixel in lowering the resolution",
+        *NETWORK,
+    ),
+    Fault(
+        "skip-rescale",
+        "networks/ncsnpp_levels.py",
+        "return math.sqrt(0.5) if self.rescale else 1.0",
+        "return 0.5 if self.rescale else 1.0",
+        "sums of branches divided by 2, not √2",
+        *NETWORK,
     ),
 ]

@@ -9,8 +9,9 @@ from torch import nn
 
 from sde_diffusion.networks.embedding import EMBEDDINGS
 from sde_diffusion.networks.mlp import MLP
+from sde_diffusion.networks.ncsnpp import DDPMpp, NCSNpp
 from sde_diffusion.networks.unet import UNet
 
-NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "mlp": MLP}
+NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "ddpmpp": DDPMpp, "ncsnpp": NCSNpp, "mlp": MLP}
 
-__all__ = ["EMBEDDINGS", "MLP", "NETWORKS", "UNet"]
+__all__ = ["EMBEDDINGS", "MLP", "NETWORKS", "DDPMpp", "NCSNpp", "UNet"]

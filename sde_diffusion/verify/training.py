@@ -24,6 +24,8 @@ TINY: Raw = {
 }
 SMALL: dict[str, Raw] = {
     "unet": {"name": "unet", "channels": 4, "multipliers": [1, 2], "blocks": 1},
+    "ddpmpp": {"name": "ddpmpp", "channels": 4, "multipliers": [1, 2], "blocks": 1},
+    "ncsnpp": {"name": "ncsnpp", "channels": 4, "multipliers": [1, 2], "blocks": 1},
     "mlp": {"name": "mlp", "width": 16, "depth": 1},
 }
 """Networks that take a second; a row that is not here is built with its defaults."""
@@ -156,7 +158,7 @@ def _checkpoint(setting: Setting) -> Measured:
 def _trainer(setting: Setting, folder: str, network: Raw | None = None, **training: float) -> Trainer:
     model = TINY["model"] | ({"network": network} if network else {})
     raw = TINY | {"training": TINY["training"] | training, "model": model}
-    if network and network["name"] == "unet":
+    if network and network["name"] != "mlp":
         raw = raw | {"data": {"name": "digits"}}
     return build_trainer(read_config(None, (), raw), RunFolder(Path(folder)), setting.device)
 
@@ -221,7 +223,7 @@ def _resume(setting: Setting) -> Measured:
 def _labels(setting: Setting, network: str) -> Measured:
     """Of a network with random weights in every layer: those of a new one end in zeros."""
     net = NETWORKS[network]((1, 8, 8), classes=3, **{k: v for k, v in SMALL.get(network, {}).items() if k != "name"})
-    net.to(setting.device, setting.dtype)
+    net.to(setting.device, setting.dtype).eval()
     for k, weight in enumerate(net.parameters()):
         weight.copy_(0.3 * setting.normal(*weight.shape, seed=k))
     x, c_noise = setting.normal(3, 1, 8, 8), setting.normal(3, seed=2)

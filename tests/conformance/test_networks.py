@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from sde_diffusion.errors import InputError
 from sde_diffusion.networks import EMBEDDINGS, NETWORKS
 
-SMALL: dict[str, dict[str, Any]] = {"unet": {"channels": 8, "multipliers": (1, 2), "blocks": 1}, "mlp": {"width": 16}}
+TINY = {"channels": 8, "multipliers": (1, 2), "blocks": 1}
+SMALL: dict[str, dict[str, Any]] = {
+    "unet": TINY,
+    "ddpmpp": TINY,
+    "ncsnpp": TINY | {"attention": (6,)},
+    "mlp": {"width": 16},
+}
 SHAPE = (2, 9, 6)
 CLASSES = 3
 
