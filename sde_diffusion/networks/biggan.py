@@ -11,28 +11,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sde_diffusion.networks.attention import Attention
-from sde_diffusion.networks.blocks import group_norm, zeroed
+from sde_diffusion.networks.blocks import Conv, Layers, zeroed
 from sde_diffusion.networks.resample import glorot
 
-GROUPS, EPS = 32, 1e-6  # of every normalisation, as published
+LAYERS = Layers(norm_eps=1e-6)  # as published
 ATTENTION_GAIN = math.sqrt(0.1)  # first projections of attention: a tenth of the variance of other layers
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of up to 32 groups of at least 4 channels, with the published ε."""
-    layer = group_norm(channels, GROUPS)
-    layer.eps = EPS
-    return layer
-
-
-def conv(inputs: int, outputs: int) -> nn.Conv2d:
-    """A 3×3 convolution that keeps the sides."""
-    return glorot(nn.Conv2d(inputs, outputs, 3, padding=1))
+def conv(inputs: int, outputs: int, size: int = 3) -> Conv:
+    """A convolution that keeps the sides."""
+    return glorot(LAYERS.conv(inputs, outputs, size))
 
 
 def head(channels: int, outputs: int) -> nn.Sequential:
     """What reads an image off a feature map; zero at the start."""
-    return nn.Sequential(norm(channels), nn.SiLU(), zeroed(conv(channels, outputs)))
+    return nn.Sequential(LAYERS.norm(channels), nn.SiLU(), zeroed(conv(channels, outputs)))
 
 
 class Block(nn.Module):
@@ -47,14 +40,14 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.outputs, self.scale = outputs, scale
-        self.norm1 = norm(inputs)
+        self.norm1 = LAYERS.norm(inputs)
         self.resample = nn.Identity() if resample is None else resample
         self.conv1 = conv(inputs, outputs)
-        self.norm2 = norm(outputs)
+        self.norm2 = LAYERS.norm(outputs)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zeroed(conv(outputs, outputs))
         changes = inputs != outputs or resample is not None
-        self.skip = glorot(nn.Conv2d(inputs, outputs, 1)) if changes else nn.Identity()
+        self.skip = conv(inputs, outputs, 1) if changes else nn.Identity()
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
         """(B, inputs, H, W), (B, outputs) -> (B, outputs, H', W')."""
@@ -71,8 +64,7 @@ class Attend(nn.Module):
     def __init__(self, channels: int, scale: float) -> None:
         super().__init__()
         self.scale = scale
-        self.attention = Attention(channels, head_channels=channels, groups=GROUPS)
-        self.attention.norm.eps = EPS
+        self.attention = Attention(channels, LAYERS, head_channels=channels)
         glorot(self.attention.qkv, [channels] * 3, ATTENTION_GAIN)
 
     def forward(self, x: Tensor) -> Tensor:

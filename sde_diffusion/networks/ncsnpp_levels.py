@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from sde_diffusion.networks.biggan import Attend, Block, conv, head, norm
+from sde_diffusion.networks.biggan import LAYERS, Attend, Block, conv, head
 from sde_diffusion.networks.blocks import join
-from sde_diffusion.networks.resample import conv_down, conv_up, down, glorot, up
+from sde_diffusion.networks.resample import conv_down, conv_up, down, up
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class DownLevel(nn.Module):
         self.shrink: nn.Module | None = None
         self.combine: nn.Module | None = None
         if image and design.progressive_input == "input_skip":
-            self.shrink, self.combine = down(fir=design.fir), glorot(nn.Conv2d(image, outputs, 1))
+            self.shrink, self.combine = down(fir=design.fir), conv(image, outputs, 1)
         elif image and design.progressive_input == "residual":
             self.shrink = conv_down(image, outputs, fir=design.fir)
         self.outputs = 2 * outputs if self.combine is not None and self.stack else outputs
@@ -134,7 +134,7 @@ class UpLevel(nn.Module):
         elif design.progressive == "residual" and pyramid:
             self.grow, self.pyramid = conv_up(pyramid, outputs, fir=design.fir), outputs
         elif design.progressive == "residual":
-            self.head, self.pyramid = nn.Sequential(norm(outputs), nn.SiLU(), conv(outputs, outputs)), outputs
+            self.head, self.pyramid = nn.Sequential(LAYERS.norm(outputs), nn.SiLU(), conv(outputs, outputs)), outputs
         self.leave = None if top else design.leave_up(outputs)
 
     def forward(

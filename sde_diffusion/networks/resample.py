@@ -12,13 +12,12 @@ References: Zhang 2019, arXiv:1904.11486, on why; Karras et al. 2020, arXiv:1912
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+from sde_diffusion.networks.blocks import Conv, Layer
 
 TAPS = (1.0, 3.0, 3.0, 1.0)
 
@@ -103,24 +102,12 @@ class FilterConvUp(LowPass):
         return out
 
 
-class ConvDown(nn.Module):
-    """A 3×3 convolution of stride 2 that pads after the image alone, as TensorFlow does: sides n become ⌈n/2⌉."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.conv = glorot(nn.Conv2d(inputs, outputs, 3, stride=2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(functional.pad(even(x), (0, 1, 0, 1)))
-        return out
-
-
 class ConvUp(nn.Module):
     """Each pixel twice in both directions, then a 3×3 convolution: sides n become 2n."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.conv = glorot(nn.Conv2d(inputs, outputs, 3, padding=1))
+        self.conv = glorot(Conv(inputs, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
@@ -137,11 +124,11 @@ def up(*, fir: bool) -> nn.Module:
     return FilterUp() if fir else nn.Upsample(scale_factor=2.0, mode="nearest")
 
 
-def conv_down(inputs: int, outputs: int, *, fir: bool) -> "FilterConvDown | ConvDown":
+def conv_down(inputs: int, outputs: int, *, fir: bool) -> nn.Module:
     """Halves the sides by a learned convolution."""
-    return FilterConvDown(inputs, outputs) if fir else ConvDown(inputs, outputs)
+    return FilterConvDown(inputs, outputs) if fir else glorot(Conv(inputs, outputs, stride=2, padding="same"))
 
 
-def conv_up(inputs: int, outputs: int, *, fir: bool) -> "FilterConvUp | ConvUp":
+def conv_up(inputs: int, outputs: int, *, fir: bool) -> nn.Module:
     """Doubles the sides by a learned convolution."""
     return FilterConvUp(inputs, outputs) if fir else ConvUp(inputs, outputs)

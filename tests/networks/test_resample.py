@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sde_diffusion.networks.resample import (
-    ConvDown,
     ConvUp,
     FilterConvDown,
     FilterConvUp,
@@ -88,17 +87,8 @@ def test_sides_are_halved_upwards_and_doubled(height: int, width: int, fir: bool
         assert layer.double()(x).shape == (2, 3, 2 * height, 2 * width)
 
 
-def test_the_plain_convolution_down_pads_after_the_image_alone() -> None:
-    """The pixel (i, j) of the result sees rows 2i … 2i + 2: the last of an even image sees zeros, the first none."""
-    layer = ConvDown(1, 1).double()
-    nn.init.ones_(layer.conv.weight)
-    x = images(4, 4, channels=1)
-    close(layer(x)[0, 0, 0, 0], x[0, 0, :3, :3].sum())
-    close(layer(x)[0, 0, 1, 1], x[0, 0, 2:, 2:].sum())
-
-
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # PyTorch's own, in forward mode
-@pytest.mark.parametrize("layer", [FilterDown(), FilterUp(), FilterConvDown(2, 2), ConvDown(2, 2), ConvUp(2, 2)])
+@pytest.mark.parametrize("layer", [FilterDown(), FilterUp(), FilterConvDown(2, 2), ConvUp(2, 2)])
 def test_every_mode_of_differentiation(layer: nn.Module) -> None:
     """A linear map: forward mode is the map itself, and so is the derivative of reverse mode."""
     layer = layer.double().requires_grad_(False)
