@@ -43,7 +43,7 @@ from sde_diffusion.projections import Clip, DynamicThreshold
 from sde_diffusion.rng import generator
 from sde_diffusion.sampling import Samples, decode, encode, sample
 from sde_diffusion.score import ScoreFn, eps_from_score, reverse_drift, x0_from_score
-from sde_diffusion.sde import SDE, VESDE, VPSDE, CosineBeta, LinearBeta, SubVPSDE
+from sde_diffusion.sde import DDPM, SDE, VESDE, VPSDE, CosineBeta, CosineBetas, LinearBeta, LinearBetas, SubVPSDE
 from sde_diffusion.solvers import (
     DDIM,
     DEIS,
@@ -72,6 +72,7 @@ from sde_diffusion.version import __version__
 
 __all__ = [
     "DDIM",
+    "DDPM",
     "DEIS",
     "EMA",
     "MLP",
@@ -84,6 +85,7 @@ __all__ = [
     "Batch",
     "Clip",
     "CosineBeta",
+    "CosineBetas",
     "DPMpp2M",
     "DPMpp3M",
     "DPMppSDE2M",
@@ -104,6 +106,7 @@ __all__ = [
     "Levels",
     "LikelihoodWeighting",
     "LinearBeta",
+    "LinearBetas",
     "LogSNRGrid",
     "PerSampleODE",
     "Points",

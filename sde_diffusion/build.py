@@ -28,7 +28,7 @@ from sde_diffusion.networks import NETWORKS, UNet
 from sde_diffusion.projections import PROJECTIONS, Clip, Projection
 from sde_diffusion.registry import lookup
 from sde_diffusion.rng import derive_seed
-from sde_diffusion.sde import BETAS, SDE, SDES, VPSDE, BetaSchedule
+from sde_diffusion.sde import BETA_SEQUENCES, BETAS, SDE, SDES, VPSDE, BetaSchedule, BetaSequence
 from sde_diffusion.solvers import CORRECTORS, ODES, SOLVERS, AdaptiveODE, Corrector, PerSampleODE, Solver
 from sde_diffusion.training import Checkpoint, LossConfig, RunFolder, Trainer, TrainingConfig, averaged
 
@@ -37,6 +37,7 @@ _WEIGHTS = 0xB01D  # purpose of random numbers: a network's first weights
 REGISTRIES: Registries = {
     SDE: SDES,
     BetaSchedule: BETAS,
+    BetaSequence: BETA_SEQUENCES,
     DataSource: DATASETS,
     Recipe: NETWORKS,
     Weighting: WEIGHTINGS,

@@ -10,15 +10,13 @@ float64 and hold one entry for each k = 1 … N.
 Reference: Ho et al. 2020, arXiv:2006.11239, eqs. 2–7.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import require, require_positive
+from sde_diffusion.errors import InputError, require
 from sde_diffusion.sde import SDE
 
 Variance = Literal["small", "large"]
@@ -69,7 +67,7 @@ class DiscreteChain:
         """The chain of DDPM: a_k² = ∏_{i ≤ k} (1 − β_i) and σ_k² = 1 − a_k², at the times k/N.
 
         Args:
-            betas: β_1 … β_N, (N,).
+            betas: β_1 … β_N, (N,), e.g. `LinearBetas()(N)`.
 
         Raises:
             InputError: A β outside (0, 1), or fewer than two.
@@ -90,6 +88,17 @@ class DiscreteChain:
         """
         times = times.double()
         return cls._of(sde.log_mean_coef(times), sde.std(times), times)
+
+    @classmethod
+    def of_levels(cls, sde: SDE) -> Self:
+        """The chain that a process stands for.
+
+        Raises:
+            InputError: It stands for none.
+        """
+        if sde.levels is None:
+            raise InputError("a chain needs a process with levels, such as ddpm, and this one has none")
+        return cls.from_sde(sde, torch.arange(1, sde.levels + 1, dtype=torch.float64) / sde.levels)
 
     @classmethod
     def _of(cls, log_means: Tensor, stds: Tensor, times: Tensor) -> Self:
@@ -189,48 +198,3 @@ class DiscreteChain:
     def _shrink(self) -> Tensor:
         """σ_{k−1}/σ_k, (N,)."""
         return self._std[:-1] / self._std[1:]
-
-
-def linear_betas(steps: int, *, first: float = 1e-4, last: float = 0.02) -> Tensor:
-    """β equally spaced, both ends included, (steps,).
-
-    Reference: Ho et al. 2020, arXiv:2006.11239, section 4.
-    """
-    require_positive(steps=steps)
-    return torch.linspace(first, last, steps, dtype=torch.float64)
-
-
-def quadratic_betas(steps: int, *, first: float = 1e-4, last: float = 0.02) -> Tensor:
-    """√β equally spaced, (steps,).
-
-    Reference: Ho et al. 2020, arXiv:2006.11239, published code.
-    """
-    return linear_betas(steps, first=math.sqrt(first), last=math.sqrt(last)) ** 2
-
-
-def sigmoid_betas(steps: int, *, first: float = 1e-4, last: float = 0.02) -> Tensor:
-    """β = first + (last − first) · sigmoid(u), u equally spaced in [−6, 6], (steps,).
-
-    Reference: Xu et al. 2022 (GeoDiff), arXiv:2203.02923, published code.
-    """
-    return first + (last - first) * torch.sigmoid(linear_betas(steps, first=-6, last=6))
-
-
-def cosine_betas(steps: int, *, offset: float = 0.008, floor: float = 0.0, cap: float = 0.999) -> Tensor:
-    """β_k = 1 − F(k/N)/F((k − 1)/N) held to [floor, cap], F(u) = cos²(½π (u + offset)/(1 + offset)), (steps,).
-
-    Reference: Nichol & Dhariwal 2021, arXiv:2102.09672, section 3.2.
-    """
-    require_positive(steps=steps)
-    u = torch.arange(steps + 1, dtype=torch.float64) / steps
-    signal = torch.cos(0.5 * math.pi * (u + offset) / (1 + offset)) ** 2
-    return (1 - signal[1:] / signal[:-1]).clamp(floor, cap)
-
-
-PUBLISHED_BETAS: dict[str, Callable[[int], Tensor]] = {
-    "linear": linear_betas,
-    "quadratic": quadratic_betas,
-    "sigmoid": sigmoid_betas,
-    "cosine": cosine_betas,
-}
-"""Noise rates of published chains by the number of steps; the ends do not scale with it."""

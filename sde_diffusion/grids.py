@@ -3,11 +3,12 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import InputError, require_positive
+from sde_diffusion.errors import InputError, require, require_positive
 from sde_diffusion.sde import SDE
 
 
@@ -88,9 +89,52 @@ class KarrasGrid(TimeGrid):
         return sde.time_at(-self.rho * torch.log(ends[0] + u * (ends[1] - ends[0])))
 
 
+@dataclass(frozen=True)
+class LevelsGrid(TimeGrid):
+    """Levels of a chain, times k/T alone: `even` takes every c-th, `quadratic` √k evenly and so more near the data.
+
+    Spread evenly in k or √k, rounded, and moved up where two would fall together: as many levels as are asked for, all
+    of them if asked for all. From level T to 1 these are the published subsets: N levels are N − 1 steps, and the final
+    denoising is the N-th evaluation. A run that ends at level c (`t_end` = c/T) has the published `trailing` spacing.
+    At ends that are no levels the grid stops nevertheless.
+
+    Reference: Song et al. 2021 (DDIM), arXiv:2010.02502, appendix D.2; Nichol & Dhariwal 2021, arXiv:2102.09672,
+    section 4, published code.
+    """
+
+    spacing: Literal["even", "quadratic"] = "even"
+
+    def spread(self, sde: SDE, u: Tensor, t_from: float, t_to: float) -> Tensor:
+        """See `TimeGrid.spread`.
+
+        Raises:
+            InputError: A process without levels, or more steps than there are between the ends.
+        """
+        if sde.levels is None:
+            raise InputError(
+                "the grid `levels` needs a process with levels, such as ddpm, and this one has none; take another grid"
+            )
+        low, high = (sde.levels * t for t in sorted((t_from, t_to)))
+        most, steps = round(math.floor(high + ROUNDING) - math.ceil(low - ROUNDING)), len(u) - 1
+        require(
+            steps <= most,
+            f"`steps` of the grid `levels` must be ≤ {most}, the steps from level {high:g} to {low:g}, got {steps}",
+        )
+        order = torch.arange(steps + 1, dtype=torch.float64)  # from the low end, whichever way it goes
+        if self.spacing == "even":
+            places = low + order / steps * (high - low)
+        else:
+            places = (math.sqrt(low) + order / steps * (math.sqrt(high) - math.sqrt(low))) ** 2
+        times = ((places.round() - order).cummax(0).values + order) / sde.levels
+        return times if t_from < t_to else times.flip(0)
+
+
+ROUNDING = 1e-6  # part of a level that is taken for rounding
+
 GRIDS: dict[str, type[TimeGrid]] = {
     "uniform": UniformGrid,
     "quadratic": QuadraticGrid,
     "log_snr": LogSNRGrid,
     "karras": KarrasGrid,
+    "levels": LevelsGrid,
 }

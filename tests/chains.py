@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_diffusion.chain import DiscreteChain, linear_betas
-from sde_diffusion.sde import SDE
+from sde_diffusion.chain import DiscreteChain
+from sde_diffusion.sde import SDE, LinearBetas
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def as_process(chain: DiscreteChain, prior: float = 1.0) -> Chain:
 
 def ddpm_chain(beta_min: float, beta_max: float, n: int) -> Chain:
     """β_i equally spaced from β_min/n to β_max/n."""
-    return as_process(DiscreteChain.from_betas(linear_betas(n, first=beta_min / n, last=beta_max / n)))
+    return as_process(DiscreteChain.from_betas(LinearBetas(beta_min / n, beta_max / n)(n)))
 
 
 def smld_chain(sigma_min: float, sigma_max: float, n: int) -> Chain:

@@ -13,7 +13,7 @@ from sde_diffusion.losses import TIME_SAMPLERS, WEIGHTINGS
 from sde_diffusion.model import PREDICTIONS
 from sde_diffusion.networks import NETWORKS
 from sde_diffusion.projections import PROJECTIONS
-from sde_diffusion.sde import BETAS, SDES
+from sde_diffusion.sde import BETA_SEQUENCES, BETAS, SDES
 from sde_diffusion.solvers import CORRECTORS, SOLVERS, GridSolver
 
 README = Path(__file__).parents[1] / "README.md"
@@ -22,6 +22,7 @@ NUMERICS = README.parent / "docs" / "numerics.md"
 TABLES: dict[str, tuple[str, Mapping[str, Callable[..., Any]]]] = {
     "sde": ("`sde.name`", SDES),
     "beta": ("`sde.beta.name`", BETAS),
+    "beta_sequence": ("`sde.beta.name` of `ddpm`", BETA_SEQUENCES),
     "solver": ("`sampling.solver.name`", SOLVERS),
     "grid": ("`sampling.solver.grid.name`", GRIDS),
     "corrector": ("`sampling.solver.corrector.name`", CORRECTORS),

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.chain import PUBLISHED_BETAS, DiscreteChain, cosine_betas, linear_betas
+from sde_diffusion.chain import DiscreteChain
 from sde_diffusion.errors import InputError
 from sde_diffusion.grids import LogSNRGrid
 from sde_diffusion.projections import Clip
-from sde_diffusion.sde import SDE, VPSDE
+from sde_diffusion.sde import BETA_SEQUENCES, SDE, VPSDE, BetaSequence, CosineBetas, LinearBetas
 from sde_diffusion.solvers import Ancestral, ReverseProcess
 from tests.chains import as_process
 from tests.conftest import f64, golden
@@ -24,12 +24,16 @@ CASES = golden("02_ddpm")
 CLOSE = {"rtol": 1e-10, "atol": 1e-14}  # the file's tolerance
 
 
-def betas_of(params: dict[str, Any]) -> Tensor:
-    schedule, steps = params["schedule"], params["T"]
+def betas_of(params: dict[str, Any]) -> BetaSequence:
+    schedule = params["schedule"]
     assert (params["beta_start"], params["beta_end"]) == (1e-4, 0.02), "the defaults of the published chains"
     if schedule == "cosine_clip_1e-4_0.9999":
-        return cosine_betas(steps, floor=1e-4, cap=0.9999)
-    return PUBLISHED_BETAS[schedule](steps)
+        return CosineBetas(floor=1e-4, cap=0.9999)
+    return BETA_SEQUENCES[schedule]()
+
+
+def chain_of(params: dict[str, Any]) -> DiscreteChain:
+    return DiscreteChain.from_betas(betas_of(params)(params["T"]))
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case["id"])
@@ -38,7 +42,7 @@ def case(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def test_golden_coefficients(case: dict[str, Any]) -> None:
-    chain, rows = DiscreteChain.from_betas(betas_of(case["params"])), case["outputs"]["per_t"]
+    chain, rows = chain_of(case["params"]), case["outputs"]["per_t"]
     assert chain.steps == case["params"]["T"]
     alpha_bar = chain.mean_coef**2
     found = {
@@ -65,7 +69,7 @@ def test_golden_coefficients(case: dict[str, Any]) -> None:
 
 def test_golden_ancestral_steps(case: dict[str, Any]) -> None:
     """By the chain's own coefficients, and by the solver `Ancestral` on the chain as a process."""
-    chain = DiscreteChain.from_betas(betas_of(case["params"]))
+    chain = chain_of(case["params"])
     process = as_process(chain)
     x, eps, z = (f64(case["inputs"][name]) for name in ("x_t", "eps_hat", "z"))
     seen = set()
@@ -122,14 +126,14 @@ def test_the_posterior_is_bayes_rule(sde: SDE) -> None:
 
 def test_the_published_chain_tends_to_the_process() -> None:
     """N β_k → β(t): DDPM's 1000 steps are the linear β of 0.1 … 20 to the order 1/N."""
-    chain = DiscreteChain.from_betas(linear_betas(1000))
+    chain = DiscreteChain.from_betas(LinearBetas()(1000))
     times = f64(chain.times)[1:]
     gap = (chain.half_log_snr - VPSDE().half_log_snr(times))[10:].abs().max()
     assert gap < 20 / 1000 * 2
 
 
 def test_it_is_a_value() -> None:
-    one, other = (DiscreteChain.from_betas(linear_betas(7)) for _ in range(2))
+    one, other = (DiscreteChain.from_betas(LinearBetas()(7)) for _ in range(2))
     assert {one: 1}[other] == 1
     assert repr(one) == "DiscreteChain(steps=7, stds=0.01 … 0.2616)"
     assert all(a < b for a, b in pairwise(one.times))
@@ -151,4 +155,6 @@ def test_errors() -> None:
     with pytest.raises(InputError, match="level 0 of a chain must be clean data"):
         DiscreteChain((0.0, -0.1, -0.2), (0.1, 0.2, 0.3), (0.0, 0.5, 1.0))
     with pytest.raises(InputError, match="`steps` must be > 0, got 0"):
-        cosine_betas(0)
+        CosineBetas()(0)
+    with pytest.raises(InputError, match="a chain needs a process with levels, such as ddpm, and this one has none"):
+        DiscreteChain.of_levels(VPSDE())

@@ -1,11 +1,13 @@
 """The formulas of the time grids."""
 
+import math
+
 import pytest
 import torch
 
 from sde_diffusion.errors import InputError
-from sde_diffusion.grids import KarrasGrid, LogSNRGrid, QuadraticGrid, UniformGrid
-from sde_diffusion.sde import SDE, VESDE, VPSDE
+from sde_diffusion.grids import KarrasGrid, LevelsGrid, LogSNRGrid, QuadraticGrid, UniformGrid
+from sde_diffusion.sde import DDPM, SDE, VESDE, VPSDE
 from tests.conftest import f64
 
 
@@ -52,3 +54,31 @@ def test_a_rho_that_leaves_all_steps_to_one_end(sde: SDE) -> None:
 def test_rho_must_be_positive(rho: float) -> None:
     with pytest.raises(InputError, match=f"`rho` must be > 0, got {rho}"):
         KarrasGrid(rho=rho)
+
+
+@pytest.mark.parametrize("spacing", ["even", "quadratic"])
+@pytest.mark.parametrize("steps", [2, 7, 300])
+def test_levels_are_levels_and_as_many_as_asked_for(spacing: str, steps: int) -> None:
+    sde = DDPM(steps=steps)
+    for count in range(1, steps):
+        levels = LevelsGrid(spacing=spacing)(sde, sde.t_max, sde.t_min, count) * steps
+        torch.testing.assert_close(levels, levels.round(), rtol=1e-10, atol=0)
+        assert len(levels.unique()) == count + 1
+    assert levels.round().tolist() == list(range(steps, 0, -1))
+
+
+def test_published_spacings() -> None:
+    """iDDPM's 25 of 1000; DDIM's leading and trailing tenths, which end or start at another level; its quadratic."""
+    sde, even = DDPM(), LevelsGrid()
+    expected = [round(1 + i * 999 / 24) for i in range(25)][::-1]
+    assert (even(sde, 1.0, 0.001, 24) * 1000).round().tolist() == expected
+    assert (even(sde, 0.901, 0.001, 9) * 1000).round().tolist() == list(range(901, 0, -100))
+    assert (even(sde, 1.0, 0.1, 9) * 1000).round().tolist() == list(range(1000, 0, -100))
+    roots = LevelsGrid(spacing="quadratic")(sde, 1.0, 0.001, 10).sqrt()
+    torch.testing.assert_close(roots, torch.linspace(1, math.sqrt(1e-3), 11).double(), rtol=0, atol=0.5e-3 / 0.06)
+
+
+def test_more_steps_than_levels() -> None:
+    with pytest.raises(InputError, match="of the grid `levels` must be ≤ 9, the steps from level 10 to 1, got 10"):
+        LevelsGrid()(DDPM(steps=10), 1.0, 0.1, 10)
+    assert len(LevelsGrid()(DDPM(steps=10), 0.55, 0.1, 4)) == 5  # from between two levels

@@ -1,5 +1,6 @@
 """Training objectives. A new weighting or time sampler is a class in its file and a row below."""
 
+from sde_diffusion.losses.discrete_time import DiscreteTime
 from sde_diffusion.losses.dsm import DISTANCES, DSMLoss, denoising_error, dsm_loss
 from sde_diffusion.losses.time_sampling import ImportanceTime, StratifiedTime, TimeSampler, UniformTime
 from sde_diffusion.losses.weighting import LikelihoodWeighting, SimpleWeighting, Weighting
@@ -9,6 +10,7 @@ TIME_SAMPLERS: dict[str, type[TimeSampler]] = {
     "uniform": UniformTime,
     "stratified": StratifiedTime,
     "importance": ImportanceTime,
+    "discrete": DiscreteTime,
 }
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "TIME_SAMPLERS",
     "WEIGHTINGS",
     "DSMLoss",
+    "DiscreteTime",
     "ImportanceTime",
     "LikelihoodWeighting",
     "SimpleWeighting",

@@ -39,6 +39,10 @@ class TimeSampler(ABC):
         """
         return state
 
+    def on_levels(self, sde: SDE) -> bool:
+        """Whether it draws the levels k/T of a chain alone; r is then relative to drawing each with probability 1/T."""
+        return False
+
     @abstractmethod
     def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
         """Times and their densities r(t) > 0 from independent uniform numbers `u` ∈ [0, 1), each (B,)."""

@@ -41,7 +41,7 @@ def checks(setting: Setting) -> Iterator[Check]:
                 case, args = f"{name} {label} {key}", (setting, wide, weighting, sampler)
                 measure = partial(_density, setting, sde, weighting, sampler)
                 yield Check("draws follow their density r(t)", case, measure)
-                late = (setting, replace(sde, t_min=0.1), weighting, sampler)
+                late = (setting, sde if sampler.on_levels(sde) else replace(sde, t_min=0.1), weighting, sampler)
                 yield Check("draws are the quantiles of r(t)", case, partial(_quantiles, *late))
                 yield Check("E_r[1/r] is the length of time", case, partial(_length, *args))
                 for factor in (0.0, 0.7, 1.0):
@@ -66,28 +66,49 @@ def _weighting(setting: Setting, sde: SDE, name: str, weighting: Weighting) -> M
 
 
 def _density(setting: Setting, sde: SDE, weighting: Weighting, sampler: TimeSampler) -> Measured:
-    """∫ r up to the i-th smallest draw, by the trapezoidal rule, is i/n: Kolmogorov and Smirnov's test."""
+    """∫ r up to the i-th smallest draw, by the trapezoidal rule, is i/n: Kolmogorov and Smirnov's test.
+
+    Of levels, the share of the draws up to each is the sum of r/T.
+    """
+    _require_levels(sde, sampler)
     t, density = sampler(sde, weighting, DRAWS, generator=setting.generator(1))
     outside = float((t < torch.tensor(sde.t_min)).sum() + (t > sde.t_max).sum())
-    return Measured(_distance_of_cdf(t, density) + outside, KOLMOGOROV / math.sqrt(DRAWS))
+    return Measured(_distance_of_cdf(t, density, _levels(sde, sampler)) + outside, KOLMOGOROV / math.sqrt(DRAWS))
 
 
 def _quantiles(setting: Setting, sde: SDE, weighting: Weighting, sampler: TimeSampler) -> Measured:
     """The same of 100 000 draws at equally spaced u: they leave an error of one draw, and jumps of r half of one."""
+    _require_levels(sde, sampler)
     count = 100_000
     u = (torch.arange(count, dtype=torch.float64, device=setting.device) + 0.5) / count
-    return Measured(_distance_of_cdf(*sampler.draw(sde, weighting, u)), 4 / count)
+    return Measured(_distance_of_cdf(*sampler.draw(sde, weighting, u), _levels(sde, sampler)), 4 / count)
 
 
-def _distance_of_cdf(t: Tensor, density: Tensor) -> float:
+def _require_levels(sde: SDE, sampler: TimeSampler) -> None:
+    if sampler.on_levels(sde) and sde.levels is None:
+        raise NotShown("it draws the levels of a chain, and this process has none")
+
+
+def _levels(sde: SDE, sampler: TimeSampler) -> int | None:
+    """T, if the levels k/T are what is drawn."""
+    return sde.levels if sampler.on_levels(sde) else None
+
+
+def _distance_of_cdf(t: Tensor, density: Tensor, levels: int | None) -> float:
     rank = t.argsort()
+    if levels is not None:
+        level = t.double().mul(levels).round()
+        count = torch.unique(level, return_counts=True)[1].cumsum(0)
+        share = density[rank][count - 1].double().cumsum(0) / levels
+        return float((share - count / len(t)).abs().max())
     cdf = torch.cumulative_trapezoid(density[rank].double(), t[rank].double()).cpu()
     return float((cdf - torch.arange(1, len(t), dtype=torch.float64) / len(t)).abs().max())
 
 
 def _length(setting: Setting, sde: SDE, weighting: Weighting, sampler: TimeSampler) -> Measured:
+    _require_levels(sde, sampler)
     _, density = sampler(sde, weighting, DRAWS, generator=setting.generator(1))
-    error, bound = mean_off(1 / density, sde.t_max - sde.t_min)
+    error, bound = mean_off(1 / density, 1.0 if _levels(sde, sampler) else sde.t_max - sde.t_min)
     return Measured(error, max(bound, 1e-6))  # where r is constant each draw says so, in float32
 
 
@@ -110,17 +131,25 @@ def _loss(
 
 
 def _integral(setting: Setting, sde: SDE, weighting: Weighting, sampler: TimeSampler, factor: float) -> Measured:
-    """∫ λ/std² E|e|²/D dt with E|e|²/D = (1 − κc)² + κ² c (1 − c), c = std²/(a² s² + std²), for κ times the score."""
+    """∫ λ/std² E|e|²/D dt with E|e|²/D = (1 − κc)² + κ² c (1 − c), c = std²/(a² s² + std²), for κ times the score.
+
+    Of levels, their mean.
+    """
+    _require_levels(sde, sampler)
     u = torch.linspace(math.log(sde.t_min), math.log(sde.t_max), 20_001, dtype=torch.float64)
-    t = u.exp()
+    t, levels = u.exp(), _levels(sde, sampler)
+    if levels is not None:
+        t = torch.arange(1, levels + 1, dtype=torch.float64) / levels
     c = sde.std(t) ** 2 / (sde.mean_coef(t) ** 2 * STD**2 + sde.std(t) ** 2)
     error = (1 - factor * c) ** 2 + factor**2 * c * (1 - c)
-    exact = float(torch.trapezoid(weighting.of_eps(sde, t) * error * t, u))
+    values = weighting.of_eps(sde, t) * error
+    exact = float(torch.trapezoid(values * t, u) if levels is None else values.mean())
     return mean_off(_loss(setting, sde, weighting, sampler, factor), exact)
 
 
 def _stationary(setting: Setting, sde: SDE, weighting: Weighting, sampler: TimeSampler) -> Measured:
     """The slope in the factor and in a shift, exact for a quadratic, in units of 4.5 standard errors."""
+    _require_levels(sde, sampler)
 
     def slope(factor: float, step: float, shift: float) -> Measured:
         up, down = (

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import InputError
 from sde_diffusion.oracle import GaussianMixture
-from sde_diffusion.sde import BETAS, SDE, SDES
+from sde_diffusion.sde import BETA_SEQUENCES, BETAS, SDE, SDES, BetaSchedule, BetaSequence
 from sde_diffusion.solvers import (
     CORRECTORS,
     SOLVERS,
@@ -25,6 +25,7 @@ from sde_diffusion.solvers import (
 from sde_diffusion.verify.check import Setting
 
 MEAN, STD = 0.5, 0.6  # of the Gaussian data
+RATES: dict[type, Mapping[str, type]] = {BetaSchedule: BETAS, BetaSequence: BETA_SEQUENCES}
 T = TypeVar("T")
 UNCHANGED = ("on_failure",)  # options that name their values but change no formula
 # values of options that change formulas, besides those that name their values
@@ -39,13 +40,14 @@ VALUES: dict[str, tuple[Any, ...]] = {
 
 
 def processes(*, betas: bool = True) -> dict[str, SDE]:
-    """Every registered process, with every rate β(t) where it has one."""
+    """Every registered process, with every rate β(t) or β_k where it has one."""
     found = {}
     for name, cls in SDES.items():
         found[name] = cls()
-        if betas and "beta" in {field.name for field in dataclasses.fields(cls)}:
+        table = RATES.get(typing.get_type_hints(cls).get("beta", object), {})
+        if betas and table:
             make, own = typing.cast(Callable[..., SDE], cls), type(vars(found[name])["beta"])
-            found |= {f"{name}-{key}": make(beta=beta()) for key, beta in BETAS.items() if beta is not own}
+            found |= {f"{name}-{key}": make(beta=beta()) for key, beta in table.items() if beta is not own}
     return found
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sde_diffusion.grids import GRIDS, TimeGrid
+from sde_diffusion.grids import GRIDS, LevelsGrid, TimeGrid
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.projections import PROJECTIONS, Projection
 from sde_diffusion.sampling import Samples, encode, sample
@@ -135,6 +135,9 @@ def _point(setting: Setting, sde: SDE, name: str) -> Measured:
 
 
 def _grid(setting: Setting, sde: SDE, name: str, grid: TimeGrid) -> Measured:
+    """Equal spacing; of levels, whole ones as equally spaced as these can be."""
+    if isinstance(grid, LevelsGrid) and sde.levels is None:
+        raise NotShown("the process has no levels")
     off = 0.0
     for t_from, t_to in ((sde.t_max, sde.t_min), (sde.t_min, sde.t_max), (0.7, 0.2)):
         times = grid(sde, t_from, t_to, 10)
@@ -143,6 +146,10 @@ def _grid(setting: Setting, sde: SDE, name: str, grid: TimeGrid) -> Measured:
         if name in COORDINATES:
             gaps = COORDINATES[name](sde, times).diff()
             off += worst(gaps, gaps.mean(), scale=float(gaps.mean()))
+        if isinstance(grid, LevelsGrid):
+            assert sde.levels is not None
+            levels = times * sde.levels
+            off += worst(levels, levels.round()) + float((levels.diff() - levels.diff().mean()).abs().max() > 1)
     return Measured(off, 1e-9)
 
 

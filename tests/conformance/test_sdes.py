@@ -8,7 +8,19 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import InputError
-from sde_diffusion.sde import BETAS, SDE, SDES, VPSDE, BetaSchedule, LinearBeta, SubVPSDE
+from sde_diffusion.sde import (
+    BETA_SEQUENCES,
+    BETAS,
+    DDPM,
+    SDE,
+    SDES,
+    VPSDE,
+    BetaSchedule,
+    BetaSequence,
+    LinearBeta,
+    LinearBetas,
+    SubVPSDE,
+)
 from tests.conftest import f64
 
 TIMES = f64([1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0])
@@ -97,6 +109,40 @@ def test_closed_forms_in_fifty_digits() -> None:
         assert float(SubVPSDE().std(t)) == pytest.approx(float(variance), rel=1e-14)
 
 
+@pytest.mark.parametrize("steps", [2, 10, 300, 1000])
+@pytest.mark.parametrize("beta", [cls() for cls in BETA_SEQUENCES.values()], ids=list(BETA_SEQUENCES))
+def test_ddpm_has_the_levels_of_its_chain_and_is_smooth_between(beta: BetaSequence, steps: int) -> None:
+    """ᾱ_k = ∏ (1 − β_i) at t = k/T, and β(t) > 0 is continuous across the levels and the derivative of B.
+
+    In float32 the cubic may be that of the neighbour, 1000 · 2⁻²⁴ of a level too far: 1e-5 at the cosine's last ones.
+    """
+    sde = DDPM(steps=steps, beta=beta)
+    assert (sde.levels, sde.t_min) == (steps, 1 / steps)
+    times = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    alpha_bar = torch.cumprod(1 - beta(steps), 0)
+    torch.testing.assert_close(sde.mean_coef(times) ** 2, alpha_bar, rtol=1e-10, atol=0)
+    torch.testing.assert_close(sde.std(times) ** 2, 1 - alpha_bar, rtol=1e-10, atol=0)
+    between = torch.linspace(0, 1, 20_001, dtype=torch.float64).requires_grad_()
+    torch.testing.assert_close(sde.rate(between), derivative(sde.integral(between), between), rtol=1e-9, atol=0)
+    assert (sde.rate(between) > 0).all()
+    inner = times[:-1]
+    torch.testing.assert_close(sde.rate(inner - 1e-12), sde.rate(inner + 1e-12), rtol=1e-6, atol=0)
+    rough, exact = times.float(), times.float().double()
+    for name in ("std", "diffusion"):
+        torch.testing.assert_close(getattr(sde, name)(rough).double(), getattr(sde, name)(exact), rtol=1e-5, atol=0)
+
+
+def test_ddpm_tends_to_vp_between_its_levels() -> None:
+    """T β_k → β(t): the gap to the linear β of 0.1 … 20 halves with twice the steps, between levels as at them."""
+    gaps = []
+    for scale in (1, 2):
+        sde = DDPM(steps=1000 * scale, beta=LinearBetas(first=1e-4 / scale, last=0.02 / scale))
+        t = torch.linspace(0.01, 1, 7919, dtype=torch.float64)
+        gaps.append(float((sde.rate(t) / VPSDE().beta.rate(t) - 1).abs().max()))
+    assert gaps[0] < 0.04  # at t = 0.01 half a level is 3 % of β
+    assert gaps[0] / gaps[1] == pytest.approx(2, rel=0.05)
+
+
 @pytest.mark.parametrize("beta", [cls() for cls in BETAS.values()], ids=list(BETAS))
 def test_beta_is_the_derivative_of_its_integral(beta: BetaSchedule) -> None:
     t = torch.cat([f64([0.0]), TIMES]).requires_grad_()
@@ -120,6 +166,15 @@ def test_cosine_beta_is_the_published_curve() -> None:
         (lambda: LinearBeta(min=2.0, max=1.0), "`max` must be ≥ `min` = 2.0, got 1.0"),
         (lambda: BETAS["cosine"](max=0.01), r"`max` must be > β\(0\)"),
         (lambda: BETAS["cosine"](offset=-0.1), "`offset` must be ≥ 0, got -0.1"),
+        (lambda: DDPM(steps=1), "`steps` of a chain must be ≥ 2, got 1"),
+        (lambda: DDPM(t_min=-0.1), "`t_min` must be in"),
+        (lambda: LinearBetas(last=1.0), "`last` must be < 1, for β is the share of the variance made new, got 1.0"),
+        (lambda: BETA_SEQUENCES["quadratic"](first=0.0), "`first` must be > 0, got 0.0"),
+        (lambda: BETA_SEQUENCES["sigmoid"](first=0.1), "`last` must be ≥ `first` = 0.1, got 0.02"),
+        (lambda: BETA_SEQUENCES["cosine"](cap=1.0), r"`cap` must be in \(0.0, 1\), for β is the share .*, got 1.0"),
+        (lambda: BETA_SEQUENCES["cosine"](floor=-1.0), "`floor` must be ≥ 0, got -1.0"),
+        (lambda: BETA_SEQUENCES["cosine"](offset=-1.0), "`offset` must be ≥ 0, got -1.0"),
+        (lambda: LinearBetas()(0), "`steps` must be > 0, got 0"),
         (lambda: SDES["ve"](sigma_min=2.0, sigma_max=1.0), "`sigma_max` must be > `sigma_min` = 2.0"),
     ],
 )

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sde_diffusion.errors import InputError
 from sde_diffusion.losses import (
     TIME_SAMPLERS,
     WEIGHTINGS,
@@ -28,7 +29,7 @@ from sde_diffusion.losses import (
 )
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
-from sde_diffusion.sde import SDE, VPSDE
+from sde_diffusion.sde import DDPM, SDE, VPSDE, LinearBetas
 from tests.conftest import assert_mean, f64
 
 # every row of `TIME_SAMPLERS` with its defaults, and the variants that change formulas
@@ -41,8 +42,13 @@ MEAN, STD = f64([0.5, -0.3]), 0.6
 
 
 @pytest.fixture(params=SAMPLERS)
-def sampler(request: pytest.FixtureRequest) -> TimeSampler:
-    return SAMPLERS[request.param]
+def sampler(request: pytest.FixtureRequest, sde: SDE) -> TimeSampler:
+    sampler = SAMPLERS[request.param]
+    if sampler.on_levels(sde) and sde.levels is None:
+        with pytest.raises(InputError, match=f"`{request.param}` needs a process with levels, such as ddpm"):
+            draw(sampler, sde, LikelihoodWeighting())
+        pytest.skip("it draws the levels of a chain, and this process has none")
+    return sampler
 
 
 @pytest.fixture(params=WEIGHTINGS)
@@ -63,19 +69,29 @@ def test_times_are_in_range_and_float32(sde: SDE, sampler: TimeSampler, weightin
 
 
 def test_density_is_that_of_the_draws(sde: SDE, sampler: TimeSampler, weighting: Weighting) -> None:
-    """∫ r up to the i-th smallest draw, by the trapezoidal rule over the draws, is i/n (Kolmogorov–Smirnov)."""
+    """∫ r up to the i-th smallest draw, by the trapezoidal rule over the draws, is i/n (Kolmogorov–Smirnov).
+
+    Where it draws levels, the share of draws up to each is the sum of r/T.
+    """
     t, density = draw(sampler, sde, weighting)
     order = t.argsort()
+    if sampler.on_levels(sde):
+        assert sde.levels is not None
+        level, count = (t.double() * sde.levels).round().unique(return_counts=True)
+        torch.testing.assert_close(t.double().unique() * sde.levels, level, rtol=1e-6, atol=0)
+        share = density[order][count.cumsum(0) - 1].double().cumsum(0) / sde.levels
+        assert (share - count.cumsum(0) / DRAWS).abs().max() < KOLMOGOROV / math.sqrt(DRAWS)
+        return
     cdf = torch.cumulative_trapezoid(density[order].double(), t[order].double())
     expected = torch.arange(1, DRAWS, dtype=torch.float64) / DRAWS
     assert (cdf - expected).abs().max() < KOLMOGOROV / math.sqrt(DRAWS)
 
 
 def test_density_integrates_to_one(sde: SDE, sampler: TimeSampler, weighting: Weighting) -> None:
-    """E_r[1/r] is the length of the interval; every draw says so exactly where r is constant."""
+    """E_r[1/r] is the length of the interval, or 1 for levels; every draw says so exactly where r is constant."""
     sde = replace(sde, t_min=1e-3)  # the variance of 1/r is of order 1/t_min
     _, density = draw(sampler, sde, weighting)
-    span = sde.t_max - sde.t_min
+    span = 1.0 if sampler.on_levels(sde) else sde.t_max - sde.t_min
     if density.min() == density.max():
         assert float(density[0]) * span == pytest.approx(1, rel=1e-6)
     else:
@@ -97,13 +113,34 @@ def loss(sde: SDE, sampler: TimeSampler, weighting: Weighting, *, factor: float,
     )
 
 
-def integral(sde: SDE, weighting: Weighting, factor: float) -> float:
-    """∫ λ/σ² E|e|²/D dt by the trapezoidal rule in log t: relative error below 1e-6."""
+def integral(sde: SDE, weighting: Weighting, factor: float, *, levels: bool = False) -> float:
+    """∫ λ/σ² E|e|²/D dt by the trapezoidal rule in log t: relative error below 1e-6. Over `levels`, their mean."""
     u = torch.linspace(math.log(sde.t_min), math.log(sde.t_max), 100_001, dtype=torch.float64)
     t = u.exp()
+    if levels:
+        assert sde.levels is not None
+        t = torch.arange(1, sde.levels + 1, dtype=torch.float64) / sde.levels
     c = sde.std(t) ** 2 / (sde.mean_coef(t) ** 2 * STD**2 + sde.std(t) ** 2)
     error = (1 - factor * c) ** 2 + factor**2 * c * (1 - c)
-    return float(torch.trapezoid(weighting.of_eps(sde, t) * error * t, u))
+    values = weighting.of_eps(sde, t) * error
+    return float(values.mean() if levels else torch.trapezoid(values * t, u))
+
+
+def test_every_level_is_trained() -> None:
+    with pytest.raises(InputError, match=r"`sde\.t_min` must be ≤ 1/10, where the time sampler `discrete` has level 1"):
+        draw(TIME_SAMPLERS["discrete"](), DDPM(steps=10, t_min=0.2), LikelihoodWeighting())
+
+
+def test_the_mean_over_levels_tends_to_the_integral() -> None:
+    """For `simple` the Riemann sum of the levels is off by O(1/T): half as much with twice the levels."""
+    gaps = []
+    for scale in (1, 2):
+        beta = LinearBetas(first=1e-4 / scale, last=0.02 / scale)
+        sde = DDPM(steps=1000 * scale, beta=beta)
+        gaps.append(
+            integral(sde, WEIGHTINGS["simple"](), 0.7, levels=True) - integral(sde, WEIGHTINGS["simple"](), 0.7)
+        )
+    assert gaps[0] / gaps[1] == pytest.approx(2, rel=0.05)
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.7, 1.0])
@@ -111,7 +148,8 @@ def test_every_sampler_estimates_the_same_integral(
     sde: SDE, sampler: TimeSampler, weighting: Weighting, factor: float
 ) -> None:
     sde = replace(sde, t_min=1e-3)  # by uniform draws, λ/σ² ~ 1/t has a variance of order 1/t_min
-    assert_mean(loss(sde, sampler, weighting, factor=factor).loss, integral(sde, weighting, factor))
+    exact = integral(sde, weighting, factor, levels=sampler.on_levels(sde))
+    assert_mean(loss(sde, sampler, weighting, factor=factor).loss, exact)
 
 
 def test_the_right_score_is_stationary(sde: SDE, sampler: TimeSampler, weighting: Weighting) -> None:
@@ -197,6 +235,7 @@ def test_importance_follows_the_weight(sde: SDE, weighting: Weighting) -> None:
     assert (ratio / ratio.mean() - 1).abs().max() < 0.5 / 2048 / (2 / 999)
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 def test_is_a_value(sampler: TimeSampler) -> None:
     assert pickle.loads(pickle.dumps(sampler)) == sampler
     assert {sampler: 1}[replace(sampler)] == 1

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.chain import PUBLISHED_BETAS, DiscreteChain, linear_betas
+from sde_diffusion.chain import DiscreteChain
 from sde_diffusion.data import DataSpec
 from sde_diffusion.errors import InputError
 from sde_diffusion.grids import LogSNRGrid
@@ -21,7 +21,7 @@ from sde_diffusion.likelihood.truncation import prior_kl
 from sde_diffusion.losses import ImportanceTime, UniformTime
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
-from sde_diffusion.sde import SDE, VPSDE
+from sde_diffusion.sde import BETA_SEQUENCES, SDE, VPSDE, LinearBetas
 from tests.chains import as_process
 from tests.conftest import assert_mean, f64
 
@@ -134,11 +134,11 @@ def test_a_chain_is_above_the_continuous_bound_and_tends_to_it(sde: SDE) -> None
     assert excess[0] > 2 * excess[1] > 4 * (excess[2] - 4 * error)
 
 
-@pytest.mark.parametrize("name", PUBLISHED_BETAS)
+@pytest.mark.parametrize("name", BETA_SEQUENCES)
 @pytest.mark.parametrize("variance", ["small", "large"])
 def test_published_chains_bound_the_data(name: str, variance: str) -> None:
     """The negative log-probability of n under DDPM's chain and decoder, against the entropy of the data."""
-    chain = DiscreteChain.from_betas(PUBLISHED_BETAS[name](300))
+    chain = DiscreteChain.from_betas(BETA_SEQUENCES[name]()(300))
     oracle = mixture(as_process(chain))
     x0 = oracle.sample(500, generator=generator(1))
     values = SPEC.from_model(x0)
@@ -215,7 +215,7 @@ def targets() -> list[Target]:
 @pytest.mark.parametrize("draws", [2, None])
 def test_an_example_does_not_depend_on_its_companions(target: Target, draws: int | None) -> None:
     sde = VPSDE()
-    oracle, chain = mixture(sde), DiscreteChain.from_betas(linear_betas(5))
+    oracle, chain = mixture(sde), DiscreteChain.from_betas(LinearBetas()(5))
     part: Target = Points(target.x0[4:6])
     if isinstance(target, Levels):
         part = Levels(SPEC, SPEC.from_model(target.x0[4:6]))
@@ -262,7 +262,7 @@ def test_importance_weights_stay_a_bound_under_noisy_probes() -> None:
 
 def test_errors() -> None:
     oracle, target = mixture(VPSDE()), Points(one_point()[:2])
-    chain = DiscreteChain.from_betas(linear_betas(5))
+    chain = DiscreteChain.from_betas(LinearBetas()(5))
     with pytest.raises(InputError, match="`draws` must be > 0, got 0"):
         continuous_bound(oracle.score, VPSDE(), target, draws=0)
     with pytest.raises(InputError, match="`draws` must be > 0, or None for all levels, got 0"):

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.chain import PUBLISHED_BETAS, DiscreteChain
+from sde_diffusion.chain import DiscreteChain
+from sde_diffusion.sde import BETA_SEQUENCES
 from sde_diffusion.solvers import ReverseProcess
 from sde_diffusion.solvers.ddim import DDIM
 from sde_diffusion.solvers.dpmpp_2m import DPMpp2M
@@ -27,7 +28,7 @@ CLOSE = {"rtol": 1e-8, "atol": 1e-10}  # the file's tolerance; states are of siz
 
 
 def chain_of(schedule: str, length: int = 1000) -> Chain:
-    return as_process(DiscreteChain.from_betas(PUBLISHED_BETAS[schedule](length)))
+    return as_process(DiscreteChain.from_betas(BETA_SEQUENCES[schedule]()(length)))
 
 
 def process_of(case: dict[str, Any], noise: list[Any]) -> tuple[Chain, ReverseProcess]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.sde import BETAS, SDES, VPSDE
+from sde_diffusion.sde import BETA_SEQUENCES, BETAS, SDES, VPSDE
 from sde_diffusion.solvers import CORRECTORS, SOLVERS, Ancestral
 from sde_diffusion.verify import CHECKS, Check, Outcome, Setting, collect, run
 from sde_diffusion.verify.check import Measured, NotShown, mean_off, order
@@ -54,7 +54,7 @@ def test_every_row_and_option_that_changes_a_formula_is_checked() -> None:
     assert {"vp ancestral variance=large", "ve ddim eta=0.5", "subvp unipc p=3", "vp deis lower_final=always"} <= cases
     assert {"vp exact chunk=3", "vp large", "ve stochastic", "gaussian of width 0.4"} <= cases
     assert {f"vp pc corrector={corrector.__name__}" for corrector in CORRECTORS.values()} & cases
-    assert len(processes()) == len(SDES) + 2 * (len(BETAS) - 1)
+    assert len(processes()) == len(SDES) + 2 * (len(BETAS) - 1) + len(BETA_SEQUENCES) - 1
     assert list(variants(Ancestral)) == ["", " variance=large"]
     assert solvers()["ancestral variance=large"] == Ancestral(variance="large")
 
