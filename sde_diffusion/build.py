@@ -2,17 +2,30 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from sde_diffusion.config import Raw, Recipe, Registries, merge, override, parse, plain, read_yaml
+from sde_diffusion.classifier import NoisyClassifier
+from sde_diffusion.config import (
+    ClassifierRecipe,
+    Raw,
+    Recipe,
+    Registries,
+    merge,
+    override,
+    parse,
+    plain,
+    read_yaml,
+)
 from sde_diffusion.data import DATASETS, DataSource, DataSpec
 from sde_diffusion.data.digits import Digits
 from sde_diffusion.errors import InputError, require, require_positive
 from sde_diffusion.grids import GRIDS, TimeGrid
+from sde_diffusion.guidance import GUIDANCES, Bind, ClassifierFree, Guidance
 from sde_diffusion.likelihood import (
     DEQUANTISATIONS,
     DIVERGENCES,
@@ -22,16 +35,26 @@ from sde_diffusion.likelihood import (
     LedgerOptions,
     UniformDequantisation,
 )
-from sde_diffusion.losses import TIME_SAMPLERS, WEIGHTINGS, TimeSampler, Weighting
+from sde_diffusion.losses import TIME_SAMPLERS, WEIGHTINGS, StratifiedTime, TimeSampler, Weighting
 from sde_diffusion.model import NOISE_CONDITIONINGS, PREDICTIONS, ScoreModel
-from sde_diffusion.networks import NETWORKS, UNet
+from sde_diffusion.networks import CLASSIFIERS, NETWORKS, Encoder, UNet
 from sde_diffusion.projections import PROJECTIONS, Clip, Projection
 from sde_diffusion.registry import lookup
 from sde_diffusion.rng import derive_seed
+from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import BETA_SEQUENCES, BETAS, SDE, SDES, VPSDE, BetaSchedule, BetaSequence
 from sde_diffusion.solvers import CORRECTORS, ODES, SOLVERS, AdaptiveODE, Corrector, PerSampleODE, Solver
-from sde_diffusion.training import Checkpoint, LossConfig, RunFolder, Trainer, TrainingConfig, averaged
+from sde_diffusion.training import (
+    Checkpoint,
+    ClassifierTrainer,
+    LossConfig,
+    RunFolder,
+    Trainer,
+    TrainingConfig,
+    averaged,
+)
 
+MODEL, CLASSIFIER = "model", "classifier"  # what a checkpoint holds: its meta entry `kind`, a model without one
 _WEIGHTS = 0xB01D  # purpose of random numbers: a network's first weights
 
 REGISTRIES: Registries = {
@@ -40,6 +63,7 @@ REGISTRIES: Registries = {
     BetaSequence: BETA_SEQUENCES,
     DataSource: DATASETS,
     Recipe: NETWORKS,
+    ClassifierRecipe: CLASSIFIERS,
     Weighting: WEIGHTINGS,
     TimeSampler: TIME_SAMPLERS,
     Solver: SOLVERS,
@@ -47,6 +71,7 @@ REGISTRIES: Registries = {
     Corrector: CORRECTORS,
     TimeGrid: GRIDS,
     Projection: PROJECTIONS,
+    Guidance: GUIDANCES,
     Divergence: DIVERGENCES,
     Dequantisation: DEQUANTISATIONS,
 }
@@ -93,7 +118,8 @@ class SamplingConfig:
         denoise: End with E[x_0 | x_t].
         clip: Clip every predicted x̂0 to the range of discrete data.
         project: Another map of every predicted x̂0; null for none.
-        label: Class of the samples; −1 for none.
+        label: Class of the samples, or several in turn: sample i is of the class at i modulo their number. −1 for none.
+        guidance: How the model is guided.
     """
 
     solver: Solver = PerSampleODE()
@@ -103,17 +129,24 @@ class SamplingConfig:
     denoise: bool = True
     clip: bool = False
     project: Projection | None = None
-    label: int = -1
+    label: tuple[int, ...] = (-1,)
+    guidance: Guidance = ClassifierFree()
 
     def __post_init__(self) -> None:
         require_positive(count=self.count, batch=self.batch)
-        require(self.label >= -1, f"`label` must be a class ≥ 0, or −1 for none, got {self.label}")
+        known = self.label == (-1,) or min(self.label, default=-1) >= 0
+        shown = self.label[0] if len(self.label) == 1 else list(self.label)
+        require(known, f"`label` must be a class ≥ 0, several of them, or −1 for none, got {shown}")
         require(not self.clip or self.project is None, "`project` must be null where `clip` is true, got both")
 
     @property
     def projection(self) -> Projection | None:
         """The map of x̂0."""
         return Clip() if self.clip else self.project
+
+    def labels(self, start: int, count: int) -> Tensor:
+        """Those of the samples `start … start + count − 1`, (count,) int64."""
+        return torch.tensor(self.label)[torch.arange(start, start + count) % len(self.label)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +206,19 @@ class LikelihoodConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    """The section `classifier`: the noise-aware classifier of classifier guidance; `training` holds for it too.
+
+    Attributes:
+        network: The network and its options.
+        time_sampler: Draws the times of training; its density is divided by.
+    """
+
+    network: ClassifierRecipe = ClassifierRecipe(Encoder, {})
+    time_sampler: TimeSampler = StratifiedTime()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole run. The defaults train the embedded digits in about three minutes on two cores."""
 
@@ -184,6 +230,7 @@ class Config:
     training: TrainingConfig = TrainingConfig()
     sampling: SamplingConfig = SamplingConfig()
     likelihood: LikelihoodConfig = LikelihoodConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
 
 
 def read_config(file: Path | None, assignments: Sequence[str] = (), base: Raw | None = None) -> Config:
@@ -265,15 +312,64 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device) -> Tr
     )
 
 
+def build_classifier(config: Config, spec: DataSpec, device: torch.device) -> NoisyClassifier:
+    """The noise-aware classifier with first weights that depend on `config.seed` alone.
+
+    Raises:
+        InputError: Data without labels, or a network that does not suit them.
+    """
+    require(len(spec.classes) > 0, f"a classifier needs data with labels, but {spec.name} has none")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, _WEIGHTS))
+        net = config.classifier.network(spec.shape, classes=len(spec.classes))
+    return NoisyClassifier(net, config.sde, sigma_data=config.model.sigma_data).to(device)
+
+
+def build_classifier_trainer(config: Config, folder: RunFolder, device: torch.device) -> ClassifierTrainer:
+    """A trainer of a classifier at step 0; it keeps one average of the weights and draws no pictures."""
+    train, validation = config.data.load("train"), config.data.load("validation")
+    return ClassifierTrainer(
+        build_classifier(config, train.spec, device),
+        train,
+        validation,
+        config=replace(config.training, ema_profiles=(), snapshot_every=0, sample_every=0),
+        time_sampler=config.classifier.time_sampler,
+        folder=folder,
+        seed=config.seed,
+        device=device,
+        meta={"config": plain_config(config), "data": train.spec.to_dict(), "kind": CLASSIFIER},
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A model from a checkpoint, ready to use; `origin` says which weights it has, where not the usual average's."""
+    """A model from a checkpoint, ready to use.
+
+    Attributes:
+        origin: Which weights it has, where not the usual average's.
+        guide: What `sampling.guidance` needs besides the model, by label.
+    """
 
     model: ScoreModel
     spec: DataSpec
     config: Config
     step: int
     origin: str = ""
+    guide: Bind | None = None
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the model knows labels."""
+        return self.config.model.conditional
+
+    def score_fn(self, labels: Tensor) -> ScoreFn:
+        """The score function for samples of the classes `labels` (B,), −1 for none: guided, if the config says so.
+
+        Raises:
+            InputError: A label that the model or its guide does not know.
+        """
+        guidance, sde = self.config.sampling.guidance, self.model.sde
+        return guidance.apply(self.model.bind, labels, sde, conditional=self.conditional, guide=self.guide)
 
 
 def load_trained(

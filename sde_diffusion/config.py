@@ -41,6 +41,10 @@ class Recipe:
         return self.factory(*args, **given, **self.options)
 
 
+class ClassifierRecipe(Recipe):
+    """A recipe of a classifier, whose registry is another."""
+
+
 def read_yaml(path: Path) -> Raw:
     """A config file as a nested dict.
 
@@ -217,7 +221,8 @@ def _parse_component(kind: type, value: Any, registries: Registries, path: str, 
     options = {key: option for key, option in section.items() if key != "name"}
     if dataclasses.is_dataclass(cls):
         return parse(cls, options, registries, path)
-    return Recipe(cls, _parse_options(cls, options, registries, path))
+    make = kind if issubclass(kind, Recipe) else Recipe
+    return make(cls, _parse_options(cls, options, registries, path))
 
 
 def _row(cls: Any, registries: Registries) -> str | None:

@@ -60,6 +60,10 @@ class Guidance(ABC):
             f"`interval` must be two noise levels 0 ≤ low < high of σ/a, got {list(ends or ())}",
         )
 
+    def active(self, *, conditional: bool) -> bool:
+        """Whether it differs from no guidance, for a model that knows labels or not."""
+        return self.scale != 1
+
     def apply(self, bind: Bind, labels: Tensor, sde: SDE, *, conditional: bool, guide: Bind | None = None) -> ScoreFn:
         """The guided score function for samples of the classes `labels`.
 
@@ -132,6 +136,10 @@ class ClassifierGuidance(Guidance):
 
     guide: ClassVar[Literal["", "model", "classifier"]] = "classifier"
     cost: ClassVar[str] = "one call of the network, and the classifier forwards and backwards"
+
+    def active(self, *, conditional: bool) -> bool:
+        """With w = 1 the classifier still makes a model without labels one of the class."""
+        return self.scale != 1 or not conditional
 
     def at(self, scale: float, bind: Bind, labels: Tensor, *, conditional: bool, guide: Bind | None) -> ScoreFn:
         base = bind(labels if conditional else torch.full_like(labels, -1))

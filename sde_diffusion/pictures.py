@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sde_diffusion.data import DataSpec
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MIN_SIDE = 48  # pixels; smaller images are enlarged by whole numbers, without smoothing
 GAP, GREY = 2, 128  # pixels between images, and their colour
+COLUMNS, FONT = 16, 14  # most images of a class, and the height [pixels] of its name
 
 
 def save_samples(path: Path, spec: DataSpec, values: Tensor, *, columns: int | None = None) -> None:
@@ -28,6 +29,32 @@ def save_samples(path: Path, spec: DataSpec, values: Tensor, *, columns: int | N
         _save_scatter(path, [values.cpu().flatten(1)], ["samples"])
     else:
         _save_lines(path, values.cpu().flatten(1))
+
+
+def save_classes(path: Path, spec: DataSpec, values: Tensor, labels: Tensor) -> None:
+    """Draw samples in data units, (N, *shape), of the classes `labels` (N,), −1 for none.
+
+    Images have a row a class with its name at the left, at most 16 of each; points and lines a colour a class.
+    """
+    values, labels = values.cpu(), labels.cpu()
+    classes: list[int] = sorted(set(labels.tolist()))
+    names = [spec.classes[k] if k >= 0 else "no class" for k in classes]
+    if spec.is_image:
+        rows = [spec.to_uint8(values[labels == k][:COLUMNS]) for k in classes]
+        _save_named_rows(path, rows, names)
+        return
+    figure = _figure(5, 5) if spec.dims == 2 else _figure(7, 4)
+    axes = figure.add_subplot()
+    for number, (k, name) in enumerate(zip(classes, names, strict=True)):
+        found, colour = values[labels == k].flatten(1), f"C{number % 10}"
+        if spec.dims == 2:
+            axes.scatter(found[:, 0].numpy(), found[:, 1].numpy(), s=2, alpha=0.5, color=colour, label=name)
+        else:
+            axes.plot(found[:2].numpy().T, linewidth=1, color=colour, label=[name, *[None] * (len(found[:2]) - 1)])
+    if spec.dims == 2:
+        axes.set(aspect="equal")
+    axes.legend(markerscale=4)
+    _save_figure(path, figure)
 
 
 def save_strip(path: Path, spec: DataSpec, frames: Sequence[Tensor], times: Sequence[float]) -> None:
@@ -113,6 +140,25 @@ def _interleave(frames: Sequence[Tensor]) -> Tensor:
 
 
 def _save_grid(path: Path, images: Tensor, columns: int) -> None:
+    _save_image(path, _grid(images, columns))
+
+
+def _save_named_rows(path: Path, rows: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Images (n, …), one row for each of `names`, which stand at the left; shorter rows end in grey."""
+    columns = max(map(len, rows))
+    blank = [row.new_full((columns - len(row), *row.shape[1:]), GREY) for row in rows]
+    grid = _grid(torch.cat([part for pair in zip(rows, blank, strict=True) for part in pair]), columns)
+    font = ImageFont.load_default(size=FONT)
+    margin = 2 * FONT + max(int(font.getlength(name)) for name in names)
+    picture = Image.new("RGB", (margin + grid.width, grid.height), "white")
+    picture.paste(grid, (margin, 0))
+    draw, step = ImageDraw.Draw(picture), (grid.height - GAP) / len(rows)
+    for i, name in enumerate(names):
+        draw.text((FONT, GAP + (i + 0.5) * step), name, fill="black", font=font, anchor="lm")
+    _save_image(path, picture)
+
+
+def _grid(images: Tensor, columns: int) -> Image.Image:
     zoom = -(-MIN_SIDE // min(images.shape[-2:]))
     images = images.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
     count, channels, height, width = images.shape
@@ -122,7 +168,7 @@ def _save_grid(path: Path, images: Tensor, columns: int) -> None:
     for i, image in enumerate(images):
         top, left = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
         grid[:, top : top + height, left : left + width] = image
-    _save_image(path, Image.fromarray(grid.expand(3, -1, -1).permute(1, 2, 0).numpy()))
+    return Image.fromarray(grid.expand(3, -1, -1).permute(1, 2, 0).numpy())
 
 
 def _save_scatter(path: Path, sets: Sequence[Tensor], titles: Sequence[str], colour: Tensor | None = None) -> None:

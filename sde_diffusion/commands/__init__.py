@@ -7,6 +7,7 @@ import sys
 import click
 import torch
 
+from sde_diffusion.commands.classifier import classifier
 from sde_diffusion.commands.decode import decode
 from sde_diffusion.commands.encode import encode
 from sde_diffusion.commands.export import export
@@ -38,7 +39,7 @@ def cli() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
 
 
-for command in (train, sample, likelihood, encode, decode, interpolate, verify, import_, export):
+for command in (train, classifier, sample, likelihood, encode, decode, interpolate, verify, import_, export):
     cli.add_command(command)
 
 

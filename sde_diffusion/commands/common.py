@@ -19,7 +19,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from sde_diffusion.build import Trained, choose_device, load_trained, plain_config, read_config
+from sde_diffusion.build import MODEL, Trained, choose_device, load_trained, plain_config, read_config
 from sde_diffusion.config import Raw, differences
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import write_atomically
@@ -27,7 +27,13 @@ from sde_diffusion.training import Checkpoint, RunFolder, load_checkpoint, newes
 from sde_diffusion.version import __version__
 
 RUNS = Path("runs")
-USABLE = ("sampling", "likelihood", "training", "data")  # sections that may differ from the checkpoint's: data move
+USABLE = (
+    "sampling",
+    "likelihood",
+    "training",
+    "classifier",
+    "data",
+)  # sections that may differ from the checkpoint's: data move
 FORGETTABLE = [  # what older checkpoints may spell otherwise
     *(("sampling", "solver"), ("training", "preview")),
     *(("likelihood", key) for key in ("divergence", "ode", "method", "rtol", "atol")),
@@ -102,6 +108,7 @@ class Loaded:
     folder: Path
     digest: str
     device: torch.device
+    guide_digest: str | None = None
 
     def describe(self) -> str:
         """What is used, for the user."""
@@ -115,6 +122,7 @@ class Loaded:
         return {
             "checkpoint": str(self.path),
             "checkpoint_sha256": self.digest,
+            **({} if self.guide_digest is None else {"guide_sha256": self.guide_digest}),
             "step": self.trained.step,
             "config": plain_config(self.trained.config),
             "device": str(self.device),
@@ -149,6 +157,10 @@ def load(
     """
     path = find_checkpoint(given)
     checkpoint = load_checkpoint(path)
+    require(
+        checkpoint.meta.get("kind", MODEL) == MODEL,
+        f"{path} holds a classifier, not a model; it is a guide: --set sampling.guidance.checkpoint={path}",
+    )
     own = stored_config(checkpoint, path)
     config = read_config(config_file, assignments, own)
     for key, (before, after) in differences(own, plain_config(config)).items():

@@ -8,6 +8,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from sde_diffusion.build import plain_config
@@ -23,7 +24,8 @@ from sde_diffusion.commands.common import (
     write_json,
 )
 from sde_diffusion.commands.examples import file_facts
-from sde_diffusion.commands.latents import read_latents, solver_name, to_samples
+from sde_diffusion.commands.guiding import ALL, OWN, announce, class_assignments, class_options, guided, label_rows
+from sde_diffusion.commands.latents import read_labels, read_latents, solver_name, to_samples
 from sde_diffusion.commands.solving import end_options, naming_flags, solver_assignments, solver_options
 from sde_diffusion.pictures import save_samples
 from sde_diffusion.sampling import require_deterministic
@@ -33,6 +35,7 @@ Examples:
   python cli.py decode --latents runs/digits_vp/encode_test_ode_seed0/latents.npz
   python cli.py decode runs/digits_vp --latents mine.npy --solver ddim --steps 50
   python cli.py decode --latents latents.npz --no-denoise --label 3     # the exact inverse of encode --label 3
+  python cli.py decode --latents latents.npz --no-denoise --label own   # and of encode --label own
 
 \b
 The file holds the states at t = 1, (B, *shape) real numbers, as `z` or as its only array. The same latents give the
@@ -48,7 +51,9 @@ PICTURED, POINTS = 100, 5000  # most samples in a picture: images, and points of
 @solver_options
 @end_options
 @click.option("--batch", type=int, help="Latents decoded at once.")
-@click.option("--label", type=int, help="Class of the samples, for a conditional model; -1 for none.")
+@class_options(
+    ALL, OWN, help="Class of the samples; several in turn as 0,1,2; all of them in turn; own: the file's; -1 for none."
+)
 @ema_options
 @shared_options
 def decode(
@@ -64,26 +69,30 @@ def decode(
     **given: Any,
 ) -> None:
     """Turn latents into samples of CHECKPOINT, a file or a run's folder; of the newest run without one."""
-    options = {f"sampling__{key}": given[key] for key in ("t_end", "denoise", "clip", "batch", "label")}
-    overrides = [*solver_assignments(given, assignments), *as_assignments(**options, seed=seed)]
+    options = {f"sampling__{key}": given[key] for key in ("t_end", "denoise", "clip", "batch")}
+    classes = class_assignments(given["label"], given["guidance"])
+    overrides = [*solver_assignments(given, assignments), *classes, *as_assignments(**options, seed=seed)]
     with naming_flags(given):
         loaded = load(checkpoint, config_file, overrides, device=device, ema=ema)
+    loaded = guided(loaded, given["label"])
     config = loaded.trained.config
     require_deterministic(config.sampling.solver)
-    click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}")
+    announce(loaded, dry_run=dry_run)
     if dry_run:
         show_config({"latents": str(latents), "sampling": plain_config(config)["sampling"]})
         return
     z = read_latents(latents, loaded.trained.spec)
+    own = given["label"] == OWN
+    labels = read_labels(latents, len(z)) if own else config.sampling.labels(0, len(z))
     folder = out or loaded.folder / f"decode_{latents.stem}_{solver_name(loaded)}"
-    _run(loaded, z, folder, loaded.facts() | file_facts(latents) | {"ema": ema})
+    _run(loaded, z, labels, folder, loaded.facts() | file_facts(latents) | {"ema": ema, "own_labels": own})
 
 
-def _run(loaded: Loaded, z: npt.NDArray[Any], folder: Path, facts: dict[str, Any]) -> None:
+def _run(loaded: Loaded, z: npt.NDArray[Any], labels: Tensor, folder: Path, facts: dict[str, Any]) -> None:
     clock, spec = time.perf_counter(), loaded.trained.spec
     fixed = {key: value for key, value in facts.items() if key not in ("checkpoint", "file")}
     store = GrowingArrays(make_folder(folder) / "samples.npz", fixed)
-    _decode_all(loaded, z, store)
+    _decode_all(loaded, z, labels, store)
     store.finish(without=("nfe",))
     seconds, nfe = time.perf_counter() - clock, store.arrays["nfe"]
     samples = torch.from_numpy(store.arrays["samples"])
@@ -95,13 +104,14 @@ def _run(loaded: Loaded, z: npt.NDArray[Any], folder: Path, facts: dict[str, Any
     click.echo(f"wrote {folder / 'samples.png'}, samples.npz, decode.json")
 
 
-def _decode_all(loaded: Loaded, z: npt.NDArray[Any], store: GrowingArrays) -> None:
+def _decode_all(loaded: Loaded, z: npt.NDArray[Any], labels: Tensor, store: GrowingArrays) -> None:
     """Decode what `store` lacks, batch by batch."""
     options, spec = loaded.trained.config.sampling, loaded.trained.spec
     with tqdm(total=len(z), initial=len(store), unit="img", disable=None) as bar:
         while len(store) < len(z):
-            part = torch.from_numpy(z[len(store) : len(store) + options.batch].astype(np.float32))
-            result = to_samples(loaded, part.to(loaded.device), len(store))
+            now = slice(len(store), len(store) + options.batch)
+            part = torch.from_numpy(z[now].astype(np.float32))
+            result = to_samples(loaded, part.to(loaded.device), labels[now], len(store))
             rows = {"samples": spec.from_model(result.x).cpu().numpy(), "nfe": np.full(len(part), result.nfe)}
-            store.append(**rows, **({} if options.label == -1 else {"labels": np.full(len(part), options.label)}))
+            store.append(**rows, **label_rows(labels[now], known=int(labels.max()) >= 0))
             bar.update(len(part))

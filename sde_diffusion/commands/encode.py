@@ -22,6 +22,7 @@ from sde_diffusion.commands.common import (
     write_json,
 )
 from sde_diffusion.commands.examples import file_facts, open_examples
+from sde_diffusion.commands.guiding import OWN, announce, class_assignments, class_options, guided
 from sde_diffusion.commands.latents import (
     compare_with_prior,
     interval,
@@ -32,9 +33,9 @@ from sde_diffusion.commands.latents import (
     with_error,
 )
 from sde_diffusion.commands.solving import naming_flags, solver_assignments, solver_options
-from sde_diffusion.data import Dataset, DataSpec, sweep
+from sde_diffusion.data import Batch, Dataset, DataSpec, sweep
 from sde_diffusion.data.base import Split
-from sde_diffusion.errors import require
+from sde_diffusion.errors import InputError, require
 from sde_diffusion.pictures import save_rows
 from sde_diffusion.sampling import require_deterministic
 
@@ -62,7 +63,7 @@ PICTURED, POINTS = 12, 5000  # most examples in the picture: images, and points 
 @click.option("--limit", type=click.IntRange(min=1), help="Number of examples; all by default.")
 @solver_options
 @click.option("--batch", type=int, help="Examples encoded at once.")
-@click.option("--label", type=int, help="Class the model is told, for a conditional model; -1 for none.")
+@class_options(OWN, help="Class the model is told, of a conditional one; own: each example's; -1 for none (default).")
 @click.option("--check/--no-check", default=True, show_default=True, help="Decode again and report the error.")
 @click.option("--dequantise/--no-dequantise", default=True, show_default=True, help="Noise, or the centres of bins.")
 @ema_options
@@ -81,18 +82,21 @@ def encode(
 ) -> None:
     """Carry data to the latents of CHECKPOINT, a file or a run's folder; of the newest run without one."""
     require(not (data_file and given["split"]), "--file and --split exclude each other; drop one")
-    options = as_assignments(sampling__batch=given["batch"], sampling__label=given["label"], seed=seed)
+    classes = class_assignments(given["label"], given["guidance"])
+    options = [*classes, *as_assignments(sampling__batch=given["batch"], seed=seed)]
     with naming_flags(given):
         loaded = load(
             checkpoint, config_file, [*solver_assignments(given, assignments), *options], device=device, ema=ema
         )
+    loaded = guided(loaded, given["label"])
     config = loaded.trained.config
     require_deterministic(config.sampling.solver)
-    click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}")
+    announce(loaded, dry_run=dry_run)
     split: Split = given["split"] or "test"
     how = {"split": data_file.stem if data_file else split} | {
         key: given[key] for key in ("start", "limit", "check", "dequantise")
     }
+    how["own_labels"] = given["label"] == OWN
     if dry_run:
         show_config({"seed": config.seed, "encode": how, "sampling": plain_config(config)["sampling"]})
         return
@@ -135,7 +139,8 @@ def _encode_all(loaded: Loaded, dataset: Dataset, store: GrowingArrays, how: dic
             limit=stop - begin - len(store),
         )
         for first, batch in batches:
-            latents = to_latents(loaded, batch.x, first)
+            labels = _labels(loaded, batch, first, own=how["own_labels"])
+            latents = to_latents(loaded, batch.x, labels, first)
             rows = {
                 "z": latents.x,
                 "index": torch.arange(first, first + len(batch.x)),
@@ -144,9 +149,20 @@ def _encode_all(loaded: Loaded, dataset: Dataset, store: GrowingArrays, how: dic
             if batch.label is not None:
                 rows["labels"] = batch.label
             if how["check"]:
-                rows |= _there_and_back(loaded.trained.spec, batch.x, undo(loaded, latents.x, first).x)
+                rows |= _there_and_back(loaded.trained.spec, batch.x, undo(loaded, latents.x, labels, first).x)
             store.append(**{name: value.cpu().numpy() for name, value in rows.items()})
             bar.update(len(batch.x))
+
+
+def _labels(loaded: Loaded, batch: Batch, first: int, *, own: bool) -> Tensor:
+    """The classes that the model is told, (B,)."""
+    if not own:
+        return loaded.trained.config.sampling.labels(first, len(batch.x))
+    if batch.label is None:
+        raise InputError(
+            f"--label {OWN} needs examples with labels, but these have none; name a class, or leave it out"
+        )
+    return batch.label
 
 
 def _there_and_back(spec: DataSpec, x: Tensor, back: Tensor) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from sde_diffusion.commands.common import (
     write_json,
 )
 from sde_diffusion.commands.examples import file_facts, open_examples
+from sde_diffusion.commands.guiding import announce, class_assignments, class_options, guided
 from sde_diffusion.commands.latents import solver_name, to_latents, to_samples
 from sde_diffusion.commands.solving import end_options, naming_flags, solver_assignments, solver_options
 from sde_diffusion.data import Dataset, sweep
@@ -56,7 +57,7 @@ second example. A killed run goes on where it stopped.
 @solver_options
 @end_options
 @click.option("--batch", type=int, help="Frames decoded at once.")
-@click.option("--label", type=int, help="Class the model is told, for a conditional model; -1 for none.")
+@class_options(help="Class the model is told, of a conditional one; -1 for none (default).")
 @ema_options
 @shared_options
 def interpolate(
@@ -75,13 +76,16 @@ def interpolate(
 ) -> None:
     """Go from one example to another through the latents of CHECKPOINT, a file or a run's folder, or the newest run."""
     require(not (data_file and given["split"]), "--file and --split exclude each other; drop one")
-    options = {f"sampling__{key}": given[key] for key in ("t_end", "denoise", "clip", "batch", "label")}
-    overrides = [*solver_assignments(given, assignments), *as_assignments(**options, seed=seed)]
+    options = {f"sampling__{key}": given[key] for key in ("t_end", "denoise", "clip", "batch")}
+    classes = class_assignments(given["label"], given["guidance"])
+    overrides = [*solver_assignments(given, assignments), *classes, *as_assignments(**options, seed=seed)]
     with naming_flags(given):
         loaded = load(checkpoint, config_file, overrides, device=device, ema=ema)
+    loaded = guided(loaded)
     config = loaded.trained.config
     require_deterministic(config.sampling.solver)
-    click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}")
+    require(len(config.sampling.label) == 1, f"--label must be one class, got {list(config.sampling.label)}")
+    announce(loaded, dry_run=dry_run)
     split: Split = given["split"] or "test"
     how = {"pairs": [list(pair) for pair in pairs], "frames": frames, "split": data_file.stem if data_file else split}
     if dry_run:
@@ -125,7 +129,12 @@ def _encode_pairs(loaded: Loaded, dataset: Dataset, pairs: Tensor) -> tuple[Tens
         for index in wanted
         for _, batch in sweep(dataset, batch=1, seed=config.seed, device=loaded.device, start=index, limit=1)
     ]
-    z = torch.cat([to_latents(loaded, x).x for x in torch.split(torch.cat(each), config.sampling.batch)])
+    z = torch.cat(
+        [
+            to_latents(loaded, x, config.sampling.labels(0, len(x))).x
+            for x in torch.split(torch.cat(each), config.sampling.batch)
+        ]
+    )
     first, second = ([wanted.index(index) for index in side] for side in pairs.T.tolist())
     return z[first], z[second]
 
@@ -137,7 +146,7 @@ def _decode_all(loaded: Loaded, z: Tensor, weights: Tensor, store: GrowingArrays
         while len(store) < len(z):
             numbers = torch.arange(len(store), min(len(z), len(store) + options.batch))
             part = z[numbers.to(z.device)]
-            result = to_samples(loaded, part, len(store))
+            result = to_samples(loaded, part, options.labels(0, len(part)), len(store))
             store.append(
                 samples=spec.from_model(result.x).cpu().numpy(),
                 z=part.cpu().numpy(),

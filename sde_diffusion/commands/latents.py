@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from sde_diffusion.build import plain_config
@@ -17,26 +18,28 @@ from sde_diffusion.likelihood import mean_interval
 from sde_diffusion.sampling import Samples, decode, encode
 
 
-def to_latents(loaded: Loaded, x0: Tensor, start: int = 0) -> Samples:
-    """Data at t_min to latents at t_max, by the config's solver and label; `start` is the first example's index."""
+def to_latents(loaded: Loaded, x0: Tensor, labels: Tensor, start: int = 0) -> Samples:
+    """Data of the classes `labels` (B,) at t_min to latents at t_max, by the config's solver and guidance.
+
+    Args:
+        start: Index of the first example.
+    """
     trained = loaded.trained
-    options = trained.config.sampling
-    return encode(trained.model.bind(options.label), trained.model.sde, options.solver, x0, start=start)
+    return encode(trained.score_fn(labels), trained.model.sde, trained.config.sampling.solver, x0, start=start)
 
 
-def undo(loaded: Loaded, z: Tensor, start: int) -> Samples:
+def undo(loaded: Loaded, z: Tensor, labels: Tensor, start: int) -> Samples:
     """Latents back to the state at t_min: what `to_latents` began with, but for the error of both ways."""
     trained = loaded.trained
-    options = trained.config.sampling
-    return decode(trained.model.bind(options.label), trained.model.sde, options.solver, z, start=start)
+    return decode(trained.score_fn(labels), trained.model.sde, trained.config.sampling.solver, z, start=start)
 
 
-def to_samples(loaded: Loaded, z: Tensor, start: int) -> Samples:
-    """Latents to samples, with the end that the config asks for."""
+def to_samples(loaded: Loaded, z: Tensor, labels: Tensor, start: int) -> Samples:
+    """Latents to samples of the classes `labels` (B,), with the end that the config asks for."""
     trained = loaded.trained
     options = trained.config.sampling
     return decode(
-        trained.model.bind(options.label),
+        trained.score_fn(labels),
         trained.model.sde,
         options.solver,
         z,
@@ -56,6 +59,22 @@ def shown(loaded: Loaded, z: Tensor) -> Tensor:
     """Latents in data units at the scale of the data, for pictures."""
     model, spec = loaded.trained.model, loaded.trained.spec
     return spec.from_model(z * (model.sigma_data / model.sde.prior_std))
+
+
+def read_labels(file: Path, count: int) -> Tensor:
+    """The classes of the `count` latents in a file, its array `labels`, (count,) int64.
+
+    Raises:
+        InputError: It has none, or not one whole number for each latent.
+    """
+    arrays = open_arrays(file)
+    require("labels" in arrays, f"{file} must hold the classes of its latents as `labels`; name a class with --label")
+    labels = arrays["labels"]
+    require(
+        labels.shape == (count,) and labels.dtype.kind in "iu",
+        f"`labels` in {file} must be {count} whole numbers, one for each latent, got {labels.dtype} {labels.shape}",
+    )
+    return torch.from_numpy(labels.astype(np.int64))
 
 
 def read_latents(file: Path, spec: DataSpec) -> npt.NDArray[Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -23,6 +24,7 @@ from sde_diffusion.commands.common import (
     show_config,
     write_json,
 )
+from sde_diffusion.commands.guiding import ALL, announce, class_assignments, class_options, guided, label_rows
 from sde_diffusion.commands.solving import (
     budget_option,
     check_budget,
@@ -32,7 +34,8 @@ from sde_diffusion.commands.solving import (
     solver_options,
     spend_budget,
 )
-from sde_diffusion.pictures import save_samples, save_strip
+from sde_diffusion.data import DataSpec
+from sde_diffusion.pictures import save_classes, save_samples, save_strip
 from sde_diffusion.sampling import Samples
 from sde_diffusion.sampling import sample as draw
 from sde_diffusion.solvers import SeededNoise
@@ -47,11 +50,20 @@ Examples:
   python cli.py sample runs/digits_vp --solver ode --rtol 1e-4 --atol 1e-4 --seed 1
   python cli.py sample --ema 0.15                          # weights averaged over another length of training
   python cli.py sample --set sampling.solver.variance=large --solver ancestral
+  python cli.py sample --label 3 --guidance 2              # of a conditional model
+  python cli.py sample --label all --guidance 3 --set sampling.guidance.interval='[0.2, 5]'
+  python cli.py sample --guidance 2 --set sampling.guidance.name=autoguidance \\
+    --set sampling.guidance.checkpoint=runs/digits_vp/checkpoints/step_00000500.safetensors
 
 \b
 Sample i depends on the seed and on i, not on --batch: exactly but for rounding, and to the tolerance for `torchdiffeq`
 and `scipy`, whose steps the batch shares (`ode` has its own for each). A killed run goes on where it stopped. The
-picture shows the first 100 images or 5000 points, samples.npz all.
+picture shows the first 100 images or 5000 points, of several classes a row each; samples.npz has all.
+
+\b
+--guidance SCALE weighs s = s_0 + SCALE (s_1 - s_0): 0 is the model without the label, 1 with it, more is guided (SCALE
+is 1 more than the w of Ho & Salimans). sampling.guidance.name: classifier_free, autoguidance by a worse checkpoint, or
+classifier, trained by `classifier`; sampling.guidance.interval: noise levels std/a between which it holds.
 """
 
 FRAMES, ROWS = 10, 8  # of the denoising strip: times and images
@@ -65,7 +77,7 @@ PICTURED, POINTS = 100, 5000  # most samples in a picture: images, and points of
 @end_options
 @click.option("--count", type=int, help="Number of samples.")
 @click.option("--batch", type=int, help="Samples drawn at once.")
-@click.option("--label", type=int, help="Class of the samples, for a conditional model; -1 for none.")
+@class_options(ALL, help="Class of the samples; several in turn as 0,1,2; all of them in turn: all; -1 for none.")
 @ema_options
 @click.option("--trajectory", is_flag=True, help="Also draw how the first samples form.")
 @shared_options
@@ -82,14 +94,16 @@ def sample(
     **given: Any,
 ) -> None:
     """Draw samples from CHECKPOINT, a file or a run's folder; from the newest run without one."""
-    options = {f"sampling__{key}": given[key] for key in ("t_end", "denoise", "clip", "count", "batch", "label")}
-    overrides = [*solver_assignments(given, assignments), *as_assignments(**options, seed=seed)]
+    options = {f"sampling__{key}": given[key] for key in ("t_end", "denoise", "clip", "count", "batch")}
+    classes = class_assignments(given["label"], given["guidance"])
+    overrides = [*solver_assignments(given, assignments), *classes, *as_assignments(**options, seed=seed)]
     check_budget(given, assignments, config_file)
     with naming_flags(given):
         loaded = load(checkpoint, config_file, overrides, device=device, ema=ema)
     config = spend_budget(given, assignments, config_file, loaded.trained.config)
-    loaded = replace(loaded, trained=replace(loaded.trained, config=config))
-    click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}")
+    loaded = guided(replace(loaded, trained=replace(loaded.trained, config=config)), given["label"])
+    config = loaded.trained.config
+    announce(loaded, dry_run=dry_run)
     if dry_run:
         show_config({"seed": config.seed, "sampling": plain_config(config)["sampling"]})
         return
@@ -113,7 +127,7 @@ def _run(loaded: Loaded, folder: Path, trajectory: bool, extra: dict[str, Any]) 
     seconds, nfe = time.perf_counter() - clock, store.arrays["nfe"][: options.count]
     store.finish(without=("nfe",))
     samples = torch.from_numpy(store.arrays["samples"])[: options.count]
-    save_samples(folder / "samples.png", spec, samples[: PICTURED if spec.is_image else POINTS])
+    _picture(folder / "samples.png", spec, samples, store.arrays.get("labels"))
     if trajectory:
         strip.save(folder / "trajectory.png")
     write_json(
@@ -135,7 +149,7 @@ def _draw_all(loaded: Loaded, store: GrowingArrays, strip: "_Strip | None") -> N
             size = min(options.batch, options.count - len(store))
             result = _draw(loaded, len(store), size, strip if len(store) == 0 else None)
             rows = {"samples": spec.from_model(result.x).cpu().numpy(), "nfe": np.full(size, result.nfe)}
-            store.append(**rows, **({} if options.label == -1 else {"labels": np.full(size, options.label)}))
+            store.append(**rows, **label_rows(options.labels(len(store), size), known=options.label != (-1,)))
             bar.update(size)
 
 
@@ -144,7 +158,7 @@ def _draw(loaded: Loaded, start: int, size: int, strip: "_Strip | None") -> Samp
     trained = loaded.trained
     options = trained.config.sampling
     return draw(
-        trained.model.bind(options.label),
+        trained.score_fn(options.labels(start, size)),
         trained.model.sde,
         options.solver,
         (size, *trained.spec.shape),
@@ -154,6 +168,14 @@ def _draw(loaded: Loaded, start: int, size: int, strip: "_Strip | None") -> Samp
         project=options.projection,
         observer=strip.observe if strip else None,
     )
+
+
+def _picture(path: Path, spec: DataSpec, samples: Tensor, labels: npt.NDArray[Any] | None) -> None:
+    """A picture of the samples; if they are of several classes, by class."""
+    if labels is None or len(set(labels.tolist())) == 1:
+        save_samples(path, spec, samples[: PICTURED if spec.is_image else POINTS])
+    else:
+        save_classes(path, spec, samples[:POINTS], torch.from_numpy(labels)[: len(samples)][:POINTS])
 
 
 class _Strip:

@@ -1,5 +1,6 @@
 """`train`: a new run, or more of an old one."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ from sde_diffusion.commands.common import RUNS, as_assignments, shared_options, 
 from sde_diffusion.config import Raw, differences
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.sde import SDES
-from sde_diffusion.training import RunFolder, load_checkpoint
+from sde_diffusion.training import RunFolder, Trainer, load_checkpoint
 
 EPILOG = """\b
 Examples:
@@ -27,7 +28,7 @@ The same command again resumes the run where its newest checkpoint stands. Ctrl-
 FREE = (
     *("training.steps", "training.keep", "training.workers", "training.validation_examples"),
     *("training.log_every", "training.validate_every", "training.sample_every", "training.save_every"),
-    *("training.snapshot_every", "training.preview", "training.preview_count", "sampling", "likelihood"),
+    *("training.snapshot_every", "training.preview", "training.preview_count", "sampling", "likelihood", "classifier"),
     *("data.root", "data.download", "data.file", "data.test", "data.labels", "data.test_labels"),
 )
 
@@ -57,15 +58,35 @@ def train(
         show_config(raw)
         return 0
     with folder.locked():
-        return _train(config, folder, raw, target)
+        return run(build_trainer, config, folder, target)
 
 
-def _train(config: Config, folder: RunFolder, raw: Raw, device: torch.device) -> int:
+def run(
+    build: Callable[[Config, RunFolder, torch.device], Trainer],
+    config: Config,
+    folder: RunFolder,
+    device: torch.device,
+    *,
+    free: Sequence[str] = FREE,
+) -> int:
+    """Train what `build` makes, from the newest checkpoint of the run or from the start.
+
+    Args:
+        folder: Locked.
+        free: Sections and keys that may differ from those of the run's first command.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        InputError: The run is another, or its data have changed.
+    """
+    raw = plain_config(config)
     newest = folder.latest()
     checkpoint = None if newest is None else load_checkpoint(newest, device)
     if newest is not None and checkpoint is not None:
-        _same_run(stored_config(checkpoint, newest), raw, folder)
-    trainer = build_trainer(config, folder, device)
+        _same_run(stored_config(checkpoint, newest), raw, folder, free)
+    trainer = build(config, folder, device)
     if checkpoint is not None:
         require(
             checkpoint.meta["data"] == trainer.train.spec.to_dict(),
@@ -90,9 +111,9 @@ def _train(config: Config, folder: RunFolder, raw: Raw, device: torch.device) ->
     return 0
 
 
-def _same_run(old: Raw, new: Raw, folder: RunFolder) -> None:
+def _same_run(old: Raw, new: Raw, folder: RunFolder, free: Sequence[str]) -> None:
     for key, (before, after) in differences(old, new).items():
-        if not any(f"{key}.".startswith(f"{free}.") for free in FREE):
+        if not any(f"{key}.".startswith(f"{allowed}.") for allowed in free):
             raise InputError(
                 f"the run {folder.path} was started with {key} = {before}, not {after}; resume it with its own "
                 f"{folder.path / 'config.yaml'}, or choose another --out"

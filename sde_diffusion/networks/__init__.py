@@ -7,6 +7,7 @@ another along the first dimension of the event, (B, heads · shape[0], *shape[1:
 
 from torch import nn
 
+from sde_diffusion.networks.classifier import CLASSIFIERS, Encoder, VectorClassifier
 from sde_diffusion.networks.embedding import EMBEDDINGS
 from sde_diffusion.networks.mlp import MLP
 from sde_diffusion.networks.ncsnpp import DDPMpp, NCSNpp
@@ -14,4 +15,14 @@ from sde_diffusion.networks.unet import UNet
 
 NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "ddpmpp": DDPMpp, "ncsnpp": NCSNpp, "mlp": MLP}
 
-__all__ = ["EMBEDDINGS", "MLP", "NETWORKS", "DDPMpp", "NCSNpp", "UNet"]
+__all__ = [
+    "CLASSIFIERS",
+    "EMBEDDINGS",
+    "MLP",
+    "NETWORKS",
+    "DDPMpp",
+    "Encoder",
+    "NCSNpp",
+    "UNet",
+    "VectorClassifier",
+]

@@ -2,15 +2,18 @@
 
 from sde_diffusion.training.averages import Averaged, averaged
 from sde_diffusion.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from sde_diffusion.training.classifier import ClassifierTrainer
 from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.options import LossConfig, TrainingConfig
-from sde_diffusion.training.run_folder import RunFolder, newest_run
+from sde_diffusion.training.run_folder import CLASSIFIERS, RunFolder, newest_run
 from sde_diffusion.training.trainer import Trainer
 
 __all__ = [
+    "CLASSIFIERS",
     "EMA",
     "Averaged",
     "Checkpoint",
+    "ClassifierTrainer",
     "LossConfig",
     "RunFolder",
     "Trainer",

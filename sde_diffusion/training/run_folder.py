@@ -36,10 +36,11 @@ class RunFolder:
 
     Args:
         path: The folder; made when first written to.
+        holds: The folder within it that has the checkpoints; that of a classifier's run is another.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, holds: str = "checkpoints") -> None:
+        self.path, self._holds = path, path / holds
         self.metrics_path = path / "metrics.jsonl"
 
     @contextmanager
@@ -82,7 +83,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
-        return _by_step(self.path / "checkpoints")
+        return _by_step(self._holds)
 
     def latest(self) -> Path | None:
         """The newest checkpoint, or None."""
@@ -91,7 +92,7 @@ class RunFolder:
 
     def save(self, checkpoint: Checkpoint, *, keep: int) -> Path:
         """Write the checkpoint of `checkpoint.meta["step"]`, then drop all but the `keep` newest."""
-        path = _write(self.path / "checkpoints", checkpoint)
+        path = _write(self._holds, checkpoint)
         for old in self.checkpoints()[:-keep]:
             old.unlink(missing_ok=True)
         return path
@@ -158,6 +159,9 @@ def _write(folder: Path, checkpoint: Checkpoint) -> Path:
         left_over.unlink(missing_ok=True)
     save_checkpoint(path, checkpoint)
     return path
+
+
+CLASSIFIERS = "classifiers"  # what `holds` is for a classifier's run
 
 
 def newest_run(root: Path) -> RunFolder | None:

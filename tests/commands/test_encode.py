@@ -95,7 +95,7 @@ def test_a_killed_encode_goes_on_where_it_stopped(
         with pytest.raises(Killed):
             invoke(*options, "--out", tmp_path / "killed")
     assert not (tmp_path / "killed" / "latents.npz").exists()
-    sizes = counting(monkeypatch, "encode", "to_latents", lambda loaded, x0, start: len(x0))
+    sizes = counting(monkeypatch, "encode", "to_latents", lambda loaded, x0, *_: len(x0))
     succeed(*options, "--out", tmp_path / "killed")
     assert sizes == [3, 1]
     whole, killed = (arrays(tmp_path / name / "latents.npz") for name in ("whole", "killed"))
@@ -151,7 +151,7 @@ def test_a_killed_decode_goes_on_where_it_stopped(
         killed_after(patch, 1)
         with pytest.raises(Killed):
             invoke(*options, "--out", tmp_path / "killed")
-    sizes = counting(monkeypatch, "decode", "to_samples", lambda loaded, z, start: len(z))
+    sizes = counting(monkeypatch, "decode", "to_samples", lambda loaded, z, *_: len(z))
     succeed(*options, "--out", tmp_path / "killed")
     assert sizes == [2, 1]
     whole, killed = (arrays(tmp_path / name / "samples.npz")["samples"] for name in ("whole", "killed"))
@@ -183,7 +183,7 @@ def test_interpolation_goes_from_one_original_to_the_other(
         killed_after(patch, 1)
         with pytest.raises(Killed):
             invoke(*options, "--out", tmp_path / "killed")
-    sizes = counting(monkeypatch, "interpolate", "to_samples", lambda loaded, z, start: len(z))
+    sizes = counting(monkeypatch, "interpolate", "to_samples", lambda loaded, z, *_: len(z))
     succeed(*options, "--out", tmp_path / "killed")
     assert sizes == [4, 2]
     again = arrays(tmp_path / "killed" / "frames.npz")

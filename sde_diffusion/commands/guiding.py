@@ -1,0 +1,199 @@
+"""The options that choose classes and guidance, and the checkpoint that guidance may need."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy.typing as npt
+from torch import Tensor
+
+from sde_diffusion.build import (
+    CLASSIFIER,
+    MODEL,
+    Config,
+    Trained,
+    build_classifier,
+    load_trained,
+    plain_config,
+    read_config,
+)
+from sde_diffusion.commands.common import Command, Loaded, as_assignments, stored_config
+from sde_diffusion.config import differences
+from sde_diffusion.data import DataSpec
+from sde_diffusion.errors import require
+from sde_diffusion.guidance import GUIDANCES, Bind, Guidance
+from sde_diffusion.training import CLASSIFIERS, Checkpoint, RunFolder, load_checkpoint
+
+ALL, OWN = "all", "own"  # words for labels: every class in turn, and each example's own class
+
+Labels = tuple[int, ...] | str
+
+
+class LabelsType(click.ParamType[Labels]):
+    """A class, several with commas, or one of `words`."""
+
+    name = "labels"
+
+    def __init__(self, *words: str) -> None:
+        self._words = words
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Labels:
+        """The classes, or the word."""
+        if value in self._words:
+            return str(value)
+        try:
+            return tuple(int(item) for item in str(value).split(","))
+        except ValueError:
+            words = "".join(f", or {word!r}" for word in self._words)
+            self.fail(f"{value!r} is not a class such as 3, nor several such as 0,1,2{words}", param, ctx)
+
+
+def class_options(*words: str, help: str) -> Callable[[Command], Command]:
+    """--label, which takes these words too, and --guidance."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(
+            [
+                click.option("--label", type=LabelsType(*words), metavar="LABEL", help=help),
+                click.option(
+                    "--guidance", type=float, metavar="SCALE", help="Weight of the guidance; 1 for none; see below."
+                ),
+            ]
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def class_assignments(label: Labels | None, guidance: float | None) -> list[str]:
+    """Overrides of the config for --label and --guidance."""
+    labels = list(label) if isinstance(label, tuple) else None
+    return as_assignments(sampling__label=labels, sampling__guidance__scale=guidance)
+
+
+def guided(loaded: Loaded, label: Labels | None = None) -> Loaded:
+    """`loaded` with what a word for --label stands for, and with what its guidance needs.
+
+    Raises:
+        InputError: Guidance that the model does not allow, without a class, or by a checkpoint that does not fit.
+    """
+    trained = loaded.trained
+    sampling, known = trained.config.sampling, label == OWN
+    if label == ALL:
+        classes = trained.spec.classes
+        require(len(classes) > 0, f"--label {ALL} needs classes, but {trained.spec.name} has none; leave it out")
+        sampling = dataclasses.replace(sampling, label=tuple(range(len(classes))))
+        config = dataclasses.replace(trained.config, sampling=sampling)
+        trained = dataclasses.replace(trained, config=config)
+    guidance = sampling.guidance
+    if not guidance.active(conditional=trained.conditional):
+        return dataclasses.replace(loaded, trained=trained)
+    require(
+        not guidance.by_label or known or min(sampling.label) >= 0,
+        f"guidance by {name_of(guidance)!r} goes towards a class, but there is none; give --label, e.g. --label 3",
+    )
+    loaded = dataclasses.replace(loaded, trained=trained)
+    _require_branches(loaded, guidance)
+    return _with_guide(loaded, guidance) if guidance.guide else loaded
+
+
+def name_of(guidance: Guidance) -> str:
+    """Its row in `GUIDANCES`."""
+    return next(name for name, row in GUIDANCES.items() if type(guidance) is row)
+
+
+def announce(loaded: Loaded, *, dry_run: bool) -> None:
+    """Print what is used, how it is guided and what that costs."""
+    mark, guidance = "# " if dry_run else "", loaded.trained.config.sampling.guidance
+    click.echo(f"{mark}{loaded.describe()}")
+    if guidance.active(conditional=loaded.trained.conditional):
+        where = "" if guidance.interval is None else " for σ/a in ({:g}, {:g}]".format(*guidance.interval)
+        what = f"guided by {name_of(guidance)}, scale {guidance.scale:g}{where}"
+        click.echo(f"{mark}{what}: a score evaluation costs {guidance.cost}")
+
+
+def label_rows(labels: Tensor, *, known: bool) -> dict[str, npt.NDArray[Any]]:
+    """What a file of results says of the classes of a batch, (B,); nothing where no sample of the file has one."""
+    return {"labels": labels.numpy()} if known else {}
+
+
+def _require_branches(loaded: Loaded, guidance: Guidance) -> None:
+    """Refuse what needs the score with and without a label of a model that was not trained for both."""
+    others = "; or guide it by 'autoguidance' or 'classifier' (sampling.guidance.name)"
+    if guidance.by_label and not guidance.guide:
+        require(
+            loaded.trained.conditional,
+            f"guidance by {name_of(guidance)!r} needs a model that was trained with labels, but {loaded.path} was not; "
+            f"train one with model.conditional = true{others}",
+        )
+        require(
+            loaded.trained.config.training.label_dropout > 0,
+            f"guidance by {name_of(guidance)!r} needs the score without a label, which {loaded.path} has never been "
+            f"trained for: its training.label_dropout is 0; train with 0.1{others}",
+        )
+
+
+def _with_guide(loaded: Loaded, guidance: Guidance) -> Loaded:
+    given = vars(guidance)["checkpoint"]
+    require(
+        bool(given),
+        f"guidance by {name_of(guidance)!r} needs the checkpoint of a {guidance.guide}; name its file or run with "
+        f"--set sampling.guidance.checkpoint=PATH",
+    )
+    path = find_guide(Path(given), guidance)
+    checkpoint = load_checkpoint(path)
+    config = read_config(None, (), stored_config(checkpoint, path))
+    guide = _guide(checkpoint, path, config, loaded.trained)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return dataclasses.replace(loaded, trained=dataclasses.replace(loaded.trained, guide=guide), guide_digest=digest)
+
+
+def find_guide(given: Path, guidance: Guidance) -> Path:
+    """The checkpoint file that `given` names, a file or a run's folder.
+
+    Raises:
+        InputError: The folder has none of the kind.
+    """
+    if not given.is_dir():
+        return given
+    run = RunFolder(given, CLASSIFIERS) if guidance.guide == CLASSIFIER else RunFolder(given)
+    found = run.latest()
+    require(found is not None, f"there is no checkpoint of a {guidance.guide} in {given}")
+    assert found is not None
+    return found
+
+
+def _guide(checkpoint: Checkpoint, path: Path, config: Config, trained: Trained) -> Bind:
+    """What `trained` is guided by, bound by labels: the scores of another model, or a classifier's log p(y | x_t).
+
+    Args:
+        checkpoint, path: Of the guide.
+        config: Its own.
+
+    Raises:
+        InputError: It is not of the kind that the guidance of `trained` needs, or does not fit it: another process,
+            shape, unit or set of classes.
+    """
+    wanted, kind = trained.config.sampling.guidance.guide, checkpoint.meta.get("kind", MODEL)
+    require(kind == wanted, f"guidance needs the checkpoint of a {wanted}, but {path} is that of a {kind}")
+    spec, device = DataSpec.from_dict(checkpoint.meta["data"]), next(trained.model.parameters()).device
+    knows = kind == CLASSIFIER or config.model.conditional
+
+    def fits(what: str, own: object, guides: object) -> None:
+        require(own == guides, f"the guide {path} must fit the model: its {what} is {guides}, the model's {own}")
+
+    for key, (own, guides) in differences(plain_config(trained.config)["sde"], plain_config(config)["sde"]).items():
+        fits(f"sde.{key}", own, guides)
+    for what in ("shape", "levels", "shift", "scale"):
+        fits(what, getattr(trained.spec, what), getattr(spec, what))
+    if kind == MODEL or trained.conditional:
+        fits("classes", trained.spec.classes if trained.conditional else (), spec.classes if knows else ())
+    if kind == MODEL:
+        return load_trained(checkpoint, config, device).model.bind
+    classifier = build_classifier(config, spec, device)
+    classifier.load_state_dict(checkpoint.group("ema"))
+    return classifier.eval().requires_grad_(False).bind
