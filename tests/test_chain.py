@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.chain import DiscreteChain
+from sde_diffusion.chain import DiscreteChain, Variance
 from sde_diffusion.errors import InputError
-from sde_diffusion.grids import LogSNRGrid
+from sde_diffusion.grids import LevelsGrid, LogSNRGrid
+from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.projections import Clip
-from sde_diffusion.sde import BETA_SEQUENCES, SDE, VPSDE, BetaSequence, CosineBetas, LinearBetas
-from sde_diffusion.solvers import Ancestral, ReverseProcess
-from tests.chains import as_process
+from sde_diffusion.sampling import sample
+from sde_diffusion.score import eps_from_score
+from sde_diffusion.sde import BETA_SEQUENCES, DDPM, SDE, VPSDE, BetaSequence, CosineBetas, LinearBetas
+from sde_diffusion.solvers import Ancestral, ReverseProcess, SeededNoise
 from tests.conftest import f64, golden
 from tests.solvers.reference import GivenNoise
 
@@ -68,9 +70,9 @@ def test_golden_coefficients(case: dict[str, Any]) -> None:
 
 
 def test_golden_ancestral_steps(case: dict[str, Any]) -> None:
-    """By the chain's own coefficients, and by the solver `Ancestral` on the chain as a process."""
+    """By the chain's own coefficients, and by the solver `Ancestral` on the process that has its levels."""
     chain = chain_of(case["params"])
-    process = as_process(chain)
+    process = DDPM(steps=case["params"]["T"], beta=betas_of(case["params"]))
     x, eps, z = (f64(case["inputs"][name]) for name in ("x_t", "eps_hat", "z"))
     seen = set()
     for row in case["outputs"]["ancestral_steps"]:
@@ -86,10 +88,36 @@ def test_golden_ancestral_steps(case: dict[str, Any]) -> None:
         reverse = ReverseProcess(
             process, lambda _, t: -eps / process.std(t)[:, None], noise=GivenNoise([noise]), project=clip
         )
-        t, t_next = process.level(level), process.level(level - 1)
+        t, t_next = f64(level / chain.steps), f64((level - 1) / chain.steps)
         found, _ = Ancestral(variance=kind).step(reverse, x, t, t_next, None)
         torch.testing.assert_close(found, f64(row["x_prev"]), rtol=1e-9, atol=1e-10)  # through the score, ε̂/σ
     assert seen == {(kind, clipped) for kind in ("small", "large") for clipped in (True, False)}
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+@pytest.mark.parametrize("project", [None, Clip()], ids=["as-it-is", "clipped"])
+def test_the_published_sampler_is_ancestral_on_all_levels_and_the_final_denoising(
+    variance: Variance, project: Clip | None
+) -> None:
+    """x_T, T − 1 noisy steps and a last one without noise: T evaluations, step by step as in Ho et al., algorithm 2."""
+    steps = 12
+    sde = DDPM(steps=steps)
+    chain, oracle, noise = DiscreteChain.of_levels(sde), golden_mixture(sde), SeededNoise(3, dtype=torch.float64)
+    x = noise.prior((4, 2))
+    for level in range(steps, 0, -1):
+        t = f64(level / steps)
+        x0 = chain.x0(x, eps_from_score(sde, oracle.score(x, t.expand(4)), t), level)
+        x0 = x0 if project is None else project(x0)
+        z = noise(x, t, t) if level > 1 else torch.zeros_like(x)
+        x = chain.posterior_mean(x, x0, level) + chain.variance(variance)[level - 1].sqrt() * z
+    solver = Ancestral(steps=steps - 1, grid=LevelsGrid(), variance=variance)
+    found = sample(oracle.score, sde, solver, (4, 2), noise=SeededNoise(3, dtype=torch.float64), project=project)
+    assert found.nfe == steps
+    torch.testing.assert_close(found.x, x, rtol=1e-9, atol=1e-10)
+
+
+def golden_mixture(sde: SDE) -> GaussianMixture:
+    return GaussianMixture(sde, f64([0.4, 0.6]), f64([[1.5, 0.2], [-0.4, -1.3]]), f64([0.3, 0.5]))
 
 
 def chain_at(sde: SDE, steps: int) -> DiscreteChain:

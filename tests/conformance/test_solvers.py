@@ -44,7 +44,7 @@ from sde_diffusion.solvers import (
     UniPC,
 )
 from sde_diffusion.verify.problems import MEAN, STD, Impulses, exact_moments
-from tests.conftest import assert_mean, f64
+from tests.conftest import PROCESSES, assert_mean, f64
 
 # every row of `SOLVERS` with its defaults, and the variants that change formulas
 INSTANCES: dict[str, list[Solver]] = {
@@ -92,6 +92,14 @@ AFFINE = [  # in x and z; the step of a Langevin corrector depends on both
     for parameter in ALL
     if isinstance(parameter.values[1], GridSolver) and parameter.values[1] != PredictorCorrector()
 ]
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.slow] if name == "ddpm" else []) for name in PROCESSES], ids=str
+)
+def sde(request: pytest.FixtureRequest) -> SDE:
+    """Each process in turn; to a solver ddpm is one more VP, and one is enough for every day."""
+    return PROCESSES[request.param]
 
 
 class Doubled(NoiseSource):

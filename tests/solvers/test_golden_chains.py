@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.chain import DiscreteChain
-from sde_diffusion.sde import BETA_SEQUENCES
-from sde_diffusion.solvers import ReverseProcess
+from sde_diffusion.grids import LevelsGrid
+from sde_diffusion.sde import BETA_SEQUENCES, DDPM
+from sde_diffusion.solvers import Ancestral, ReverseProcess
 from sde_diffusion.solvers.ddim import DDIM
 from sde_diffusion.solvers.dpmpp_2m import DPMpp2M
 from sde_diffusion.solvers.dpmpp_3m import DPMpp3M
@@ -37,6 +38,12 @@ def process_of(case: dict[str, Any], noise: list[Any]) -> tuple[Chain, ReversePr
     return chain, ReverseProcess(chain, oracle.score, noise=GivenNoise(f64(z) for z in noise))
 
 
+def is_subset(case: dict[str, Any]) -> bool:
+    """Whether DDIM goes through equally spaced levels, down to clean data."""
+    params = case["params"]
+    return case["id"].startswith("ddim") and params["spacing"] != "linspace" and params["final_alpha_bar"] == "1"
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("ddim")])
 def test_ddim(name: str) -> None:
     params, inputs, expected = (CASES[name][key] for key in ("params", "inputs", "outputs"))
@@ -49,6 +56,24 @@ def test_ddim(name: str) -> None:
         level = previous + 1 if previous >= 0 else final
         x, _ = solver.step(process, x, chain.level(k + 1), chain.level(level), None)
         torch.testing.assert_close(x, f64(after), **CLOSE)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if is_subset(case)])
+def test_ddim_and_ancestral_on_a_subset_of_the_levels(name: str) -> None:
+    """As a user calls them: the solver on the grid `levels` between two levels, then the final denoising."""
+    params, inputs, expected = (CASES[name][key] for key in ("params", "inputs", "outputs"))
+    sde = DDPM(steps=params["T"], beta=BETA_SEQUENCES[params["schedule"]]())
+    oracle = golden_oracle(CASES[name]["data_distribution"], sde)
+    first, last = ((k + 1) / params["T"] for k in (expected["timesteps"][0], expected["timesteps"][-1]))
+    steps, grid = params["n_steps"] - 1, LevelsGrid()
+    for solver in [DDIM(eta=params["eta"], steps=steps, grid=grid), Ancestral(steps=steps, grid=grid)]:
+        if solver.stochastic != (params["eta"] == 1) and isinstance(solver, Ancestral):
+            continue
+        process = ReverseProcess(sde, oracle.score, noise=GivenNoise(f64(z) for z in inputs["z_per_step"]))
+        x = solver.solve(process, f64(inputs["x_T"]), first, last)
+        torch.testing.assert_close(x, f64(expected["x_after_each_step"][-2]), **CLOSE)
+        torch.testing.assert_close(process.x0(x, f64(last)), f64(expected["x_after_each_step"][-1]), **CLOSE)
+        assert process.nfe == params["n_steps"]
 
 
 def half_quadratic(chain: Chain, t: Tensor, t_next: Tensor, history: tuple[tuple[Tensor, Tensor], ...]) -> Tensor:
