@@ -18,8 +18,10 @@ from torch import Tensor
 
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.sde import SDE
+from sde_diffusion.tensors import expand
 
-Variance = Literal["small", "large"]
+FixedVariance = Literal["small", "large"]
+Variance = Literal["small", "large", "learned"]
 
 
 class Posterior(NamedTuple):
@@ -151,12 +153,36 @@ class DiscreteChain:
             self.added * self._shrink**2,
         )
 
-    def variance(self, kind: Variance) -> Tensor:
+    def variance(self, kind: FixedVariance) -> Tensor:
         """Variance of the reverse step to level k − 1, (N,): `small` is β̃ of the posterior, `large` is v (β).
 
         Reference: Ho et al. 2020, arXiv:2006.11239, section 3.2.
         """
         return self.posterior.variance if kind == "small" else self.added
+
+    def divergence(self, level: Tensor, squared_error: Tensor, fraction: Tensor) -> Tensor:
+        """KL(q(x_{k−1} | x_k, x_0) ‖ p(x_{k−1} | x_k)) of each coordinate at the levels k ≥ 2 [nats], (B, *D):
+
+            ½ (r − 1 − log r) + ½ r (SNR_{k−1}/SNR_k − 1) (ε − ε̂)²,    r = β̃/Σ = (β̃/β)^v
+
+        Args:
+            level: k from 2 to N for each sample, (B,) int64 on the device of the rest.
+            squared_error: (ε − ε̂)², (B, *D).
+            fraction: v of Σ = exp(v log β + (1 − v) log β̃): 0 for `small`, 1 for `large`; broadcasts, (B, *D).
+
+        Reference: Ho et al. 2020, arXiv:2006.11239, eq. 8; Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15.
+        """
+        log_ratio = expand((2 * self._shrink.log()).to(squared_error)[level - 1], squared_error) * fraction
+        weight = expand(self.eps_weight.to(squared_error)[level - 2], squared_error)
+        return 0.5 * (torch.expm1(log_ratio) - log_ratio) + log_ratio.exp() * weight * squared_error
+
+    def decoder_std(self, fraction: Tensor) -> Tensor:
+        """√Σ_1 of the published decoder of x_0, shape of `fraction` v: β̃_1 = 0 stands for β̃_2.
+
+        Reference: Ho et al. 2020 and Nichol & Dhariwal 2021, published code.
+        """
+        small, large = (float(log[0]) for log in (self.clipped_log_variance, self.added.log()))
+        return torch.exp(0.5 * (small + fraction * (large - small)))
 
     @property
     def eps_weight(self) -> Tensor:

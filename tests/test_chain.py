@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.chain import DiscreteChain, Variance
+from sde_diffusion.chain import DiscreteChain, FixedVariance
 from sde_diffusion.errors import InputError
 from sde_diffusion.grids import LevelsGrid, LogSNRGrid
 from sde_diffusion.oracle import GaussianMixture
@@ -97,7 +97,7 @@ def test_golden_ancestral_steps(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("variance", ["small", "large"])
 @pytest.mark.parametrize("project", [None, Clip()], ids=["as-it-is", "clipped"])
 def test_the_published_sampler_is_ancestral_on_all_levels_and_the_final_denoising(
-    variance: Variance, project: Clip | None
+    variance: FixedVariance, project: Clip | None
 ) -> None:
     """x_T, T − 1 noisy steps and a last one without noise: T evaluations, step by step as in Ho et al., algorithm 2."""
     steps = 12

@@ -23,7 +23,7 @@ from sde_diffusion.likelihood.targets import Target
 from sde_diffusion.likelihood.truncation import prior_gap, prior_kl
 from sde_diffusion.losses import ImportanceTime, LikelihoodWeighting, TimeSampler, denoising_error
 from sde_diffusion.rng import SampleStream
-from sde_diffusion.score import ScoreFn
+from sde_diffusion.score import ScoreFn, score_and_fraction
 from sde_diffusion.sde import SDE
 from sde_diffusion.tensors import expand, flat_sum
 
@@ -126,58 +126,91 @@ def chain_bound(
         L_{k−1} = KL(q(x_{k−1} | x_k, x_0) ‖ p(x_{k−1} | x_k))
                 = D/2 (r − 1 − log r) + r/2 (SNR_{k−1}/SNR_k − 1) ‖ε − ε̂‖²
 
-    with p = N(mean of q at x̂_0, Σ I) and r = β̃/Σ, 1 for the variance `small`.
+    with p = N(mean of q at x̂_0, Σ I) and r = β̃/Σ, 1 for the variance `small`; a learned Σ differs between coordinates.
 
     Args:
         score_fn: Called with the chain's `times`.
         chain: From `DiscreteChain.from_betas` or `from_sde`.
         target: What is coded from level 1.
         prior_std: Of the prior at level N.
-        variance: Σ, `small` for β̃ and `large` for β.
+        variance: Σ, `small` for β̃, `large` for β, and `learned` for that of a model that knows it.
         draws: Levels drawn for each example in place of all, in proportion to their weights; None for all.
-        decoder_std: Width of the decoder; None for σ_1/a_1. The published one is √β̃_2,
-            `exp(chain.clipped_log_variance[0] / 2)`.
+        decoder_std: Width of the decoder; None for σ_1/a_1, or for the model's own where the variance is learned. The
+            published one of a fixed variance is √β̃_2, `exp(chain.clipped_log_variance[0] / 2)`.
         denoise, seed, start: As in `continuous_bound`.
 
     Returns:
         `Bound`, unbiased. Costs N score evaluations per example, or `draws` + 1; one less without `denoise`.
 
     Raises:
-        InputError: `draws` < 1 or `decoder_std` ≤ 0.
+        InputError: `draws` < 1, `decoder_std` ≤ 0, or a learned variance of a model that has none.
 
-    Reference: Ho et al. 2020, arXiv:2006.11239, eqs. 5–13; sampled levels with weights: Nichol & Dhariwal 2021,
-    arXiv:2102.09672, section 3.3.
+    Reference: Ho et al. 2020, arXiv:2006.11239, eqs. 5–13; sampled levels with weights and the learned variance: Nichol
+    & Dhariwal 2021, arXiv:2102.09672, sections 3.1 and 3.3.
     """
     require(draws is None or draws > 0, f"`draws` must be > 0, or None for all levels, got {draws}")
     require(decoder_std is None or decoder_std > 0, f"`decoder_std` must be > 0, got {decoder_std}")
-    x0, dims = target.x0, target.x0[0].numel()
+    x0 = target.x0
     a, std, times = chain.mean_coef, chain.std, torch.tensor(chain.times[1:], dtype=torch.float64)
-    ratio = torch.ones(chain.steps - 1, dtype=torch.float64)
-    if variance == "large":
-        ratio = (chain.posterior.variance / chain.added)[1:]
-    weights = ratio * chain.eps_weight
+    terms = _ChainTerms(score_fn, chain, x0, variance)
     stream = SampleStream(seed, _BOUND, start=start, count=len(x0))
     total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+    share = terms.weights / terms.weights.sum()
     rounds = chain.steps - 1 if draws is None else draws
     for j in range(rounds):
         if draws is None:
-            index, weight = torch.full((len(x0),), j), weights[j]
+            index, weight = torch.full((len(x0),), j), torch.ones(len(x0), dtype=torch.float64)
         else:
             u = (j + stream.uniform((), torch.float64)) / draws
-            share = weights.cumsum(0) / weights.sum()
-            index, weight = torch.searchsorted(share, u).clamp(max=len(weights) - 1), weights.sum() / draws
+            index = torch.searchsorted(share.cumsum(0), u).clamp(max=len(share) - 1)
+            weight = 1 / (draws * share[index])
         eps = stream.normal(tuple(x0.shape[1:]), x0.dtype).to(x0.device)
-        level = index + 1
-        x = expand(a[level].to(x0), x0) * x0 + expand(std[level].to(x0), x0) * eps
-        score = score_fn(x, times[level].to(x0))
-        total += float(weight) * flat_sum((expand(std[level].to(x0), x0) * score + eps) ** 2)
-    width = std[0] / a[0] if decoder_std is None else torch.tensor(decoder_std, dtype=torch.float64)
+        total += weight.to(total) * terms.at(index + 2, eps)
+    if variance == "learned" and decoder_std is None:
+        x = a[0] * x0 + std[0] * stream.normal(tuple(x0.shape[1:]), x0.dtype).to(x0.device)
+        score, fraction = score_and_fraction(score_fn, x, times[0].to(x0).expand(len(x0)))
+        mean = x + std[0] ** 2 * score if denoise else x
+        reconstruction, extra = -target.log_prob(mean / a[0], chain.decoder_std(fraction.double())), 1
+    else:
+        width = std[0] / a[0] if decoder_std is None else torch.tensor(decoder_std, dtype=torch.float64)
+        reconstruction = _reconstruction(score_fn, target, times[0], a[0], std[0], width, denoise, stream)
+        extra = int(denoise)
     return Bound(
         prior=prior_kl(x0, a[-1], std[-1], prior_std),
-        diffusion=total + 0.5 * dims * float((ratio - 1 - ratio.log()).sum()),
-        reconstruction=_reconstruction(score_fn, target, times[0], a[0], std[0], width, denoise, stream),
-        nfe=rounds + denoise,
+        diffusion=total + terms.constant,
+        reconstruction=reconstruction,
+        nfe=rounds + extra,
     )
+
+
+class _ChainTerms:
+    """The terms L_{k−1}, k = 2 … N, of one batch.
+
+    Attributes:
+        weights: Of ‖ε − ε̂‖² at each level if the variance is fixed, by which levels are drawn, (N − 1,).
+        constant: The part of Σ_k L_{k−1} that a fixed variance has whatever the data [nats].
+    """
+
+    def __init__(self, score_fn: ScoreFn, chain: DiscreteChain, x0: Tensor, variance: Variance) -> None:
+        self._score_fn, self._chain, self._x0, self._learned = score_fn, chain, x0, variance == "learned"
+        self._times = torch.tensor(chain.times[1:], dtype=torch.float64)
+        ratio = torch.ones(chain.steps - 1, dtype=torch.float64)
+        if variance == "large":
+            ratio = (chain.posterior.variance / chain.added)[1:]
+        self.weights = ratio * chain.eps_weight
+        self.constant = 0.5 * x0[0].numel() * float((ratio - 1 - ratio.log()).sum())
+
+    def at(self, level: Tensor, eps: Tensor) -> Tensor:
+        """L_{k−1} at the level k ≥ 2 of each example, without `constant`, (B,) float64. Costs one evaluation."""
+        chain, x0, index = self._chain, self._x0, level - 1
+        std = expand(chain.std[index].to(x0), x0)
+        x, t = expand(chain.mean_coef[index].to(x0), x0) * x0 + std * eps, self._times[index].to(x0)
+        if not self._learned:
+            squared = (std * self._score_fn(x, t) + eps) ** 2
+            return self.weights[level - 2].to(x0.device) * flat_sum(squared).double()
+        score, fraction = score_and_fraction(self._score_fn, x, t)
+        squared = (std * score + eps).double() ** 2
+        return flat_sum(chain.divergence(level.to(x0.device), squared, fraction.double()))
 
 
 def _reconstruction(

@@ -1,11 +1,11 @@
 """Ancestral sampling: DDPM's discretisation as the exact Gaussian bridge of any linear SDE."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from sde_diffusion.chain import Variance
 from sde_diffusion.solvers.base import GridSolver, ReverseProcess
 
 
@@ -22,20 +22,22 @@ class Ancestral(GridSolver):
 
     Attributes:
         variance: `small` is the bridge's v σ_s²/σ_t² (DDPM's β̃), `large` is v (DDPM's β); optimal for data that are a
-            single point and for N(0, I) respectively.
+            single point and for N(0, I) respectively. `learned` is what a model with learned variance puts between
+            them, in logarithms; β and β̃ are those of the step, so that any subset of levels will do.
 
     Cost: one score evaluation per step.
 
-    Reference: Ho et al. 2020, arXiv:2006.11239, eqs. 6–7; Song et al. 2021, arXiv:2011.13456, appendix F.
+    Reference: Ho et al. 2020, arXiv:2006.11239, eqs. 6–7; Song et al. 2021, arXiv:2011.13456, appendix F; Nichol &
+    Dhariwal 2021, arXiv:2102.09672, eqs. 15 and 19.
     """
 
     order = 1
     stochastic = True
 
-    variance: Literal["small", "large"] = "small"
+    variance: Variance = "small"
 
     def step(self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: None) -> tuple[Tensor, None]:
-        """x ← (x + v s_θ)/ρ + √variance z.
+        """x ← (x + v s_θ)/ρ + √variance z,  variance = v (σ_s/σ_t)^{2(1 − w)},  w = 0 (small), 1 (large) or learned.
 
         Args:
             x: State at `t`, (B, *D).
@@ -44,6 +46,9 @@ class Ancestral(GridSolver):
 
         Returns:
             State at `t_next`, (B, *D), and None.
+
+        Raises:
+            InputError: The variance is `learned`, and the score function does not know it.
         """
         sde = process.sde
         log_rho = sde.log_mean_coef(t) - sde.log_mean_coef(t_next)
@@ -51,6 +56,10 @@ class Ancestral(GridSolver):
         ratio = sde.std(t_next) / std
         # v = σ_t² (1 − ρ² σ_s²/σ_t²) by expm1: in a short step the two terms are nearly equal
         added = -(std**2) * torch.expm1(2 * (log_rho + ratio.log()))
-        mean = (x + added * process.score(x, t)) / log_rho.exp()
-        spread = added.sqrt() if self.variance == "large" else added.sqrt() * ratio
+        if self.variance == "learned":
+            score, fraction = process.score_and_fraction(x, t)
+            spread = added.sqrt() * torch.exp((1 - fraction) * ratio.log())
+        else:
+            score, spread = process.score(x, t), added.sqrt() if self.variance == "large" else added.sqrt() * ratio
+        mean = (x + added * score) / log_rho.exp()
         return mean + spread * process.noise(x, t, t_next), None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import SolveError, require, require_positive
 from sde_diffusion.grids import TimeGrid, UniformGrid
-from sde_diffusion.score import ScoreFn, eps_from_score, reverse_drift, score_from_x0, x0_from_score
+from sde_diffusion.score import ScoreFn, eps_from_score, reverse_drift, score_and_fraction, score_from_x0, x0_from_score
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers.noise import NoiseSource
 from sde_diffusion.tensors import select
@@ -78,6 +78,18 @@ class ReverseProcess:
             return self._evaluate(x, t)
         return score_from_x0(self.sde, self.x0(x, t), x, t)
 
+    def score_and_fraction(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The score, and v of the variance of a reverse step, each (B, *D). Costs one score evaluation.
+
+        Raises:
+            InputError: The score function does not know the variance.
+        """
+        self._calls[0] += 1
+        score, fraction = score_and_fraction(self._score_fn, x, t.to(x).expand(len(x)))
+        if self.project is not None:
+            score = score_from_x0(self.sde, self.project(x0_from_score(self.sde, score, x, t)), x, t)
+        return score, fraction
+
     def eps(self, x: Tensor, t: Tensor) -> Tensor:
         """E[ε | x_t], (B, *D). Costs one score evaluation."""
         return eps_from_score(self.sde, self.score(x, t), t)
@@ -130,9 +142,17 @@ class _Watched:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         score = self.score_fn(x, t)
+        self._check(x, score, t)
+        return score
+
+    def score_and_fraction(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        score, fraction = score_and_fraction(self.score_fn, x, t)
+        self._check(x, score + 0 * fraction, t)
+        return score, fraction
+
+    def _check(self, x: Tensor, score: Tensor, t: Tensor) -> None:
         check_finite(x, STATE, t, self.rows)
         check_finite(score, NETWORK, t, self.rows)
-        return score
 
     def select(self, rows: Tensor) -> "_Watched":
         return _Watched(select(self.score_fn, rows), rows if self.rows is None else self.rows[rows])

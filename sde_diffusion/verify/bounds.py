@@ -23,7 +23,7 @@ from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers import PerSampleODE
 from sde_diffusion.verify.check import Check, Measured, Setting, mean_off, worst
-from sde_diffusion.verify.problems import MEAN, STD, gaussian, processes
+from sde_diffusion.verify.problems import MEAN, STD, KnownVariance, gaussian, processes
 
 ROUNDING = 1e-10  # of a few sums in float64, which all of this is computed in
 IMAGES, NOISE, PROBES = 1.0, 0.5, 2.0  # variance components
@@ -40,6 +40,7 @@ def checks(setting: Setting) -> Iterator[Check]:
         for variance in ("small", "large"):
             measure = partial(_chain_terms, setting, sde, variance)
             yield Check("discrete chain's terms against KL divergences", f"{name} {variance}", measure)
+        yield Check("the right learned variance loses nothing", name, partial(_learned_chain, setting, sde))
         yield Check("discrete chain's steps by Bayes' rule", name, partial(_posterior, sde))
         yield Check("discrete chain's two ends", name, partial(_chain_ends, setting, sde))
         yield Check("what the noise at t_min changes, to first order", name, partial(_truncation, setting, sde))
@@ -108,6 +109,16 @@ def _chain_terms(setting: Setting, sde: SDE, variance: Variance) -> Measured:
     x0 = setting.normal(1000, 3)
     found = chain_bound(lambda x, t: torch.zeros_like(x), chain, Points(x0), prior_std=sde.prior_std, variance=variance)
     return mean_off(found.diffusion, exact)
+
+
+def _learned_chain(setting: Setting, sde: SDE) -> Measured:
+    """Gaussian data and the exact variance of each step: Σ L is what x_1 tells of x_0 beyond x_N, ½ log V/σ² a dim."""
+    chain, a, std = _levels(sde)
+    oracle, dims = KnownVariance(sde, torch.tensor(chain.times)), 3
+    x0 = MEAN + STD * setting.normal(1000, dims)
+    found = chain_bound(oracle, chain, Points(x0), prior_std=sde.prior_std, variance="learned", decoder_std=1.0)
+    told = 0.5 * torch.log1p((a * STD / std) ** 2)
+    return mean_off(found.diffusion, dims * float(told[0] - told[-1]))
 
 
 def _posterior(sde: SDE) -> Measured:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import InputError
 from sde_diffusion.oracle import GaussianMixture
+from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import BETA_SEQUENCES, BETAS, SDE, SDES, BetaSchedule, BetaSequence
 from sde_diffusion.solvers import (
     CORRECTORS,
@@ -28,6 +29,7 @@ MEAN, STD = 0.5, 0.6  # of the Gaussian data
 RATES: dict[type, Mapping[str, type]] = {BetaSchedule: BETAS, BetaSequence: BETA_SEQUENCES}
 T = TypeVar("T")
 UNCHANGED = ("on_failure",)  # options that name their values but change no formula
+ELSEWHERE = ("learned",)  # values that need more than a score, and have checks of their own
 # values of options that change formulas, besides those that name their values
 VALUES: dict[str, tuple[Any, ...]] = {
     "eta": (0.0, 0.5, 1.0),
@@ -60,7 +62,7 @@ def variants(cls: type[T]) -> dict[str, T]:
             continue
         literal = typing.get_args(hints[field.name]) if typing.get_origin(hints[field.name]) is typing.Literal else ()
         for value in (*literal, *VALUES.get(field.name, ())):
-            if value != getattr(default, field.name):
+            if value != getattr(default, field.name) and value not in ELSEWHERE:
                 try:
                     found[f" {field.name}={_short(value)}"] = cls(**{field.name: value})
                 except InputError:
@@ -120,13 +122,46 @@ def exact_moments(sde: SDE, t: float, *, mean: float = MEAN, std: float = STD) -
     return a * mean, math.hypot(a * std, float(sde.std(time)))
 
 
+class KnownVariance:
+    """The score of data N(MEAN, std² I) and, as a model of two heads, the exact variance of steps between given times.
+
+    With V = a² std² + σ² the step to s has the variance v V_s/V_t = exp(w log v + (1 − w) log (v σ_s²/σ_t²)).
+    """
+
+    def __init__(self, sde: SDE, times: Tensor, *, std: float = STD) -> None:
+        self._sde, self._std, self._times = sde, std, times.sort().values
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        a = self._sde.mean_coef(t).reshape(-1, *(1,) * (x.ndim - 1))
+        return (a * MEAN - x) / self._variance(t).reshape(-1, *(1,) * (x.ndim - 1))
+
+    def score_and_fraction(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The score and w, each (B, *D)."""
+        before = self._times.to(t)
+        before = before[(torch.searchsorted(before, t - 1e-6) - 1).clamp(min=0)]
+        wide, narrow = (self._variance(when).log() for when in (t, before))
+        noise = 2 * (self._sde.std(before) / self._sde.std(t)).log()
+        fraction = 1 - (narrow - wide) / noise
+        return self(x, t), fraction.reshape(-1, *(1,) * (x.ndim - 1)).expand_as(x)
+
+    def _variance(self, t: Tensor) -> Tensor:
+        return (self._sde.mean_coef(t) * self._std) ** 2 + self._sde.std(t) ** 2
+
+
 def moments(
-    setting: Setting, sde: SDE, solver: GridSolver, t_from: float, t_to: float, *, std: float = STD
+    setting: Setting,
+    sde: SDE,
+    solver: GridSolver,
+    t_from: float,
+    t_to: float,
+    *,
+    std: float = STD,
+    score_fn: ScoreFn | None = None,
 ) -> tuple[float, float]:
     """Mean and standard deviation at `t_to` of a run that starts with those of p at `t_from`, with no Monte Carlo.
 
     For Gaussian data the score is affine in x, so a whole run is an affine map A x + b + Σ_k C_k z_k of the start and
-    of each draw of noise. One batch reads all coefficients.
+    of each draw of noise. One batch reads all coefficients. `score_fn` may stand for the score, where more is needed.
     """
 
     def score(x: Tensor, t: Tensor) -> Tensor:  # of one Gaussian at one time: as the oracle, for a fifth of its cost
@@ -136,7 +171,7 @@ def moments(
     noise, room = Impulses(), 2 * solver.steps
     start = setting.tensor(torch.zeros(2 + room, 1))
     start[1] = 1
-    end = solver.solve(ReverseProcess(sde, score, noise=noise), start, t_from, t_to)[:, 0].double()
+    end = solver.solve(ReverseProcess(sde, score_fn or score, noise=noise), start, t_from, t_to)[:, 0].double()
     assert noise.drawn <= room
     offset, responses = end[0], end[1:] - end[0]
     mean, spread = exact_moments(sde, t_from, std=std)

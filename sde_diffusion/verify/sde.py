@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sde_diffusion.sde import BETAS, SDE, SDES, BetaSchedule
+from sde_diffusion.sde import BETAS, SDE, SDES, BetaSchedule, BetaSequence
 from sde_diffusion.verify.check import Check, Measured, NotShown, Setting, relative, worst
 from sde_diffusion.verify.problems import processes
 
@@ -32,6 +32,7 @@ def checks(setting: Setting) -> Iterator[Check]:
                 f"{name} {coefficient}",
                 partial(_rounding, setting, sde, coefficient),
             )
+        yield Check("levels are those of the chain", name, partial(_levels, sde))
         yield Check("prior against N(0, std(t_max)² I)", name, partial(_prior, setting, sde))
         yield Check("x_t = a x_0 + std ε", name, partial(_perturb, setting, sde))
     for name, cls in SDES.items():
@@ -89,6 +90,17 @@ def _rounding(setting: Setting, sde: SDE, coefficient: str) -> Measured:
         raise TypeError(f"{coefficient} of {setting.dtype} gave {found.dtype}")
     floor = 0.25 if "log" in coefficient else 1e-300  # a logarithm is right to an absolute error
     return Measured(worst(found, exact, scale=exact.abs().clamp(min=floor)), AMPLIFIED * setting.eps)
+
+
+def _levels(sde: SDE) -> Measured:
+    """ᾱ_k = ∏ (1 − β_i) at t = k/T."""
+    rates = vars(sde).get("beta")
+    if sde.levels is None or not isinstance(rates, BetaSequence):
+        raise NotShown("the process has no levels")
+    times = torch.arange(1, sde.levels + 1, dtype=torch.float64) / sde.levels
+    exact = torch.cumprod(1 - rates(sde.levels), 0)
+    off = relative(sde.mean_coef(times) ** 2, exact)
+    return Measured(max(off, relative(sde.std(times) ** 2, 1 - exact)), 1e-10)
 
 
 def _prior(setting: Setting, sde: SDE) -> Measured:

@@ -17,6 +17,7 @@ from sde_diffusion.solvers import (
     CORRECTORS,
     SOLVERS,
     AdaptiveODE,
+    Ancestral,
     Corrector,
     GridSolver,
     Langevin,
@@ -30,6 +31,7 @@ from sde_diffusion.verify import budget
 from sde_diffusion.verify.check import SLOPE, Check, Measured, NotShown, Setting, mean_off, order, worst
 from sde_diffusion.verify.problems import (
     MEAN,
+    KnownVariance,
     exact_moments,
     gaussian,
     mixture,
@@ -66,6 +68,9 @@ def checks(setting: Setting) -> Iterator[Check]:
                 yield Check("order of convergence", f"{name} {key}", partial(_order, setting, sde, solver))
         for key in EXACT:
             yield Check("one step is exact for a single point", f"{name} {key}", partial(_point, setting, sde, key))
+        yield Check(
+            "the right learned variance is exact", f"{name} ancestral", partial(_learned_variance, setting, sde)
+        )
         for key, grid in GRIDS.items():
             yield Check("grid's ends and spacing", f"{name} {key}", partial(_grid, setting, sde, key, grid()))
     for name, sde in few.items():
@@ -132,6 +137,14 @@ def _point(setting: Setting, sde: SDE, name: str) -> Measured:
     found = moments(setting, sde, replace(solver, steps=1), 0.6, 0.2, std=0.0)
     exact = exact_moments(sde, 0.2, std=0.0)
     return Measured(abs(found[0] - exact[0]) + abs(found[1] - exact[1]), 64 * sde.prior_std * setting.eps)
+
+
+def _learned_variance(setting: Setting, sde: SDE) -> Measured:
+    """Few steps with the variance that Gaussian data give each of them end at the exact moments."""
+    solver = Ancestral(steps=4, variance="learned")
+    score_fn = KnownVariance(sde, solver.grid(sde, 0.6, 0.2, solver.steps))
+    found, exact = moments(setting, sde, solver, 0.6, 0.2, score_fn=score_fn), exact_moments(sde, 0.2)
+    return Measured(max(abs(value / right - 1) for value, right in zip(found, exact, strict=True)), 256 * setting.eps)
 
 
 def _grid(setting: Setting, sde: SDE, name: str, grid: TimeGrid) -> Measured:

@@ -21,7 +21,8 @@ from sde_diffusion.likelihood.truncation import prior_kl
 from sde_diffusion.losses import ImportanceTime, UniformTime
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
-from sde_diffusion.sde import BETA_SEQUENCES, SDE, VPSDE, LinearBetas
+from sde_diffusion.sde import BETA_SEQUENCES, DDPM, SDE, VPSDE, CosineBetas, LinearBetas
+from sde_diffusion.verify.problems import MEAN, STD, KnownVariance
 from tests.chains import as_process
 from tests.conftest import assert_mean, f64
 
@@ -149,6 +150,58 @@ def test_published_chains_bound_the_data(name: str, variance: str) -> None:
     excess = -bound.log_prob + log_probability(oracle, values)
     error = float(excess.std()) / math.sqrt(len(excess))
     assert float(excess.mean()) > -4 * error
+
+
+class Fraction:
+    """A score with a given v."""
+
+    def __init__(self, oracle: GaussianMixture, fraction: float) -> None:
+        self.oracle, self.fraction = oracle, fraction
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.oracle.score(x, t)
+
+    def score_and_fraction(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self(x, t), torch.full_like(x, self.fraction)
+
+
+@pytest.mark.parametrize(("variance", "fraction"), [("small", 0.0), ("large", 1.0)])
+@pytest.mark.parametrize("draws", [None, 8])
+def test_a_learned_variance_at_its_ends_is_the_fixed_one(variance: str, fraction: float, draws: int | None) -> None:
+    """All levels: equal to rounding, the published decoder included. Drawn levels: in the mean."""
+    chain = DiscreteChain.of_levels(DDPM(steps=20))
+    oracle = mixture(as_process(chain))
+    x0 = oracle.sample(400, generator=generator(1))
+    width = float(torch.exp(0.5 * chain.clipped_log_variance[0]))
+    options = {"draws": draws, "seed": 4, "prior_std": 1.0}
+    fixed = chain_bound(oracle.score, chain, Points(x0), variance=variance, decoder_std=width, **options)  # type: ignore[arg-type]
+    found = chain_bound(Fraction(oracle, fraction), chain, Points(x0), variance="learned", **options)  # type: ignore[arg-type]
+    assert found.nfe == fixed.nfe
+    if draws is None:
+        torch.testing.assert_close(found.diffusion, fixed.diffusion, rtol=1e-8, atol=1e-8)
+    else:
+        assert_mean(found.diffusion - fixed.diffusion, 0.0)
+    if fraction == 0:
+        torch.testing.assert_close(found.reconstruction, fixed.reconstruction, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(chain.decoder_std(f64([0.0, 1.0])) ** 2, torch.stack([f64(width) ** 2, chain.added[0]]))
+
+
+def test_the_right_variance_is_no_worse_than_either_and_loses_nothing() -> None:
+    """Gaussian data: Σ L = I(x_0; x_1) − I(x_0; x_N) with the exact variance of each step, and β, β̃ lose against it."""
+    sde = DDPM(steps=8, beta=CosineBetas())
+    chain, a, std = DiscreteChain.of_levels(sde), *(part(f64([0.125, 1.0])) for part in (sde.mean_coef, sde.std))
+    oracle = KnownVariance(sde, f64(chain.times))
+    x0 = MEAN + STD * torch.randn(2000, 3, generator=generator(1), dtype=torch.float64)
+    target = Points(x0)
+    best, small, large = (
+        chain_bound(oracle, chain, target, variance=variance, decoder_std=1.0).diffusion
+        for variance in ("learned", "small", "large")
+    )
+    told = 1.5 * torch.log1p((a * STD / std) ** 2)
+    assert_mean(best, float(told[0] - told[1]))
+    for worse in (small, large):
+        gap = worse - best
+        assert float(gap.mean()) > 4 * float(gap.std()) / math.sqrt(len(gap))
 
 
 def log_probability(oracle: GaussianMixture, values: Tensor) -> Tensor:
