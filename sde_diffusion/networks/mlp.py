@@ -10,6 +10,7 @@ from torch.nn import functional
 from sde_diffusion.errors import require, require_positive
 from sde_diffusion.networks.blocks import zeroed
 from sde_diffusion.networks.embedding import Condition
+from sde_diffusion.networks.fourier import FourierFeatures
 
 
 class MLP(nn.Module):
@@ -23,6 +24,7 @@ class MLP(nn.Module):
         heads: Number of events in the output, one after another along the first dimension.
         width: Features of a hidden layer, even and at least 4; the time embedding has as many.
         depth: Number of residual layers.
+        fourier: Exponents of waves of the input beside it; see `FourierFeatures`.
         embedding: How c_noise is embedded, a name in `EMBEDDINGS`.
         embedding_scale: Its highest (sinusoidal) or typical (fourier) frequency [radians per unit of c_noise].
 
@@ -38,6 +40,7 @@ class MLP(nn.Module):
         heads: int = 1,
         width: int = 128,
         depth: int = 4,
+        fourier: tuple[int, ...] = (),
         embedding: Literal["sinusoidal", "fourier"] = "sinusoidal",
         embedding_scale: float = 16.0,
     ) -> None:
@@ -48,7 +51,8 @@ class MLP(nn.Module):
         require_positive(heads=heads, depth=depth)
         self.shape, self.classes = shape, classes
         dims = math.prod(shape)
-        self.input = nn.Linear(dims, width)
+        self.features = FourierFeatures(fourier)
+        self.input = nn.Linear(self.features.factor * dims, width)
         self.first = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.second = nn.ModuleList(zeroed(nn.Linear(width, width)) for _ in range(depth))
         self.output = zeroed(nn.Linear(width, heads * dims))
@@ -58,7 +62,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         """(B, *shape), (B,), (B,) int64 or None -> (B, heads · shape[0], *shape[1:])."""
         shifts = self.shifts(self.condition(c_noise, label)).chunk(len(self.first), 1)
-        h = self.input(x.flatten(1))
+        h = self.input(self.features(x).flatten(1))
         for first, second, shift in zip(self.first, self.second, shifts, strict=True):
             h = h + second(functional.silu(first(functional.silu(h)) + shift))
         out: Tensor = self.output(functional.silu(h))

@@ -32,6 +32,7 @@ from sde_diffusion.networks.blocks import (
     zeroed,
 )
 from sde_diffusion.networks.embedding import Condition
+from sde_diffusion.networks.fourier import FourierFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +133,7 @@ class UNet(nn.Module):
         order: Of a residual block: `norm_first` as in DDPM, or `conv_first`; see `ResidualBlock`.
         standardised: Whether the blocks' convolutions are weight-standardised; wants `order` conv_first.
         padding: Of the strided convolutions: `symmetric`, or `same` as published networks of DDPM have; see `Conv`.
+        fourier: Exponents of waves of the input beside it; see `FourierFeatures`.
         embedding: How c_noise is embedded, a name in `EMBEDDINGS`.
         embedding_scale: Its highest (sinusoidal) or typical (fourier) frequency [radians per unit of c_noise].
 
@@ -164,6 +166,7 @@ class UNet(nn.Module):
         order: BlockOrder = "norm_first",
         standardised: bool = False,
         padding: Padding = "symmetric",
+        fourier: tuple[int, ...] = (),
         embedding: Literal["sinusoidal", "fourier"] = "sinusoidal",
         embedding_scale: float = 16.0,
     ) -> None:
@@ -185,10 +188,12 @@ class UNet(nn.Module):
         widths = [channels * multiplier for multiplier in multipliers]
 
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.features = FourierFeatures(fourier)
+        inputs = self.features.factor * shape[0]
         skips: list[int] = []
         width = channels
         for level, outputs in enumerate(widths):
-            entry = Downsample(width, dims=dims, padding=padding) if level else layers.conv(shape[0], width)
+            entry = Downsample(width, dims=dims, padding=padding) if level else layers.conv(inputs, width)
             skips.append(width)
             stages = []
             for _ in range(blocks):
@@ -212,6 +217,7 @@ class UNet(nn.Module):
         """(B, *shape), (B,), (B,) int64 or None -> (B, heads · channels, *sides)."""
         times = iter(self.shifts(self.condition(c_noise, label)).split(self._shares, 1))
         skips: list[Tensor] = []
+        x = self.features(x)
         for level in self.down:
             x = level(x, times, skips)
         for stage in self.middle:

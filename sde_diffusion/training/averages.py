@@ -86,15 +86,15 @@ def _reconstruct(
 ) -> tuple[dict[str, Tensor], str]:
     """Weights of the average `wanted`, and how they were found."""
     end = checkpoint.meta["step"]
-    what = f"the average of length {wanted.length} at step {wanted.time}"
+    what = f"average of length {wanted.length} at step {wanted.time}"
     require(
         bool(lengths),
-        f"{what} cannot be found: the run kept no averages by a power of time; train with `training.ema_profiles`",
+        f"the {what} cannot be found: the run kept no averages by a power of time; train with `training.ema_profiles`",
     )
     files = [path for path in (run.snapshots() if run else []) if step_of(path) < end]
     require(
         bool(files),
-        f"{what} is found from the snapshots of a run, and there are none {f'in {run.path}' if run else 'given'}; "
+        f"the {what} is found from the snapshots of a run, and there are none {f'in {run.path}' if run else 'given'}; "
         f"give the run's folder, train with `training.snapshot_every` > 0, or take a length that was tracked: "
         f"{', '.join(map(str, lengths))}",
     )
