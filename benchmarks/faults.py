@@ -971,6 +971,30 @@ FAULTS = [
     ),
     # networks
     Fault(
+        "dit-scale",
+        "networks/dit.py",
+        "eps=1e-6) * (1 + scale) + shift",
+        "eps=1e-6) * scale + shift",
+        "a transformer's features are scaled by s for 1 + s: no signal passes a new network",
+        *NETWORK,
+    ),
+    Fault(
+        "dit-patches",
+        "networks/dit.py",
+        '"b c (m p) (n q) -> b (m n) (c p q)"',
+        '"b c (p m) (q n) -> b (m n) (c p q)"',
+        "patches are taken from all over the image, and put back as patches",
+        *NETWORK,
+    ),
+    Fault(
+        "fourier-exponent",
+        "networks/fourier.py",
+        "phases = [2**n * math.pi * x",
+        "phases = [2 * n * math.pi * x",
+        "waves of the input are far too long to tell neighbouring levels apart",
+        *NETWORK,
+    ),
+    Fault(
         "fir-up-gain",
         "networks/resample.py",
         "kernel = 4 * self.kernel.expand",

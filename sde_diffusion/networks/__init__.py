@@ -8,12 +8,13 @@ another along the first dimension of the event, (B, heads · shape[0], *shape[1:
 from torch import nn
 
 from sde_diffusion.networks.classifier import CLASSIFIERS, Encoder, VectorClassifier
+from sde_diffusion.networks.dit import DiT
 from sde_diffusion.networks.embedding import EMBEDDINGS
 from sde_diffusion.networks.mlp import MLP
 from sde_diffusion.networks.ncsnpp import DDPMpp, NCSNpp
 from sde_diffusion.networks.unet import UNet
 
-NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "ddpmpp": DDPMpp, "ncsnpp": NCSNpp, "mlp": MLP}
+NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "ddpmpp": DDPMpp, "ncsnpp": NCSNpp, "dit": DiT, "mlp": MLP}
 
 __all__ = [
     "CLASSIFIERS",
@@ -21,6 +22,7 @@ __all__ = [
     "MLP",
     "NETWORKS",
     "DDPMpp",
+    "DiT",
     "Encoder",
     "NCSNpp",
     "UNet",

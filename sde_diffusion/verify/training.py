@@ -26,6 +26,7 @@ SMALL: dict[str, Raw] = {
     "unet": {"name": "unet", "channels": 4, "multipliers": [1, 2], "blocks": 1},
     "ddpmpp": {"name": "ddpmpp", "channels": 4, "multipliers": [1, 2], "blocks": 1},
     "ncsnpp": {"name": "ncsnpp", "channels": 4, "multipliers": [1, 2], "blocks": 1},
+    "dit": {"name": "dit", "width": 16, "depth": 1},
     "mlp": {"name": "mlp", "width": 16, "depth": 1},
 }
 """Networks that take a second; a row that is not here is built with its defaults."""

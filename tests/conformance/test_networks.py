@@ -16,6 +16,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "unet": TINY,
     "ddpmpp": TINY,
     "ncsnpp": TINY | {"attention": (6,)},
+    "dit": {"width": 16, "depth": 2},
     "mlp": {"width": 16},
 }
 SHAPE = (2, 9, 6)
