@@ -4,7 +4,7 @@ Reference: Alpaydin & Kaynak 1998, UCI Optical Recognition of Handwritten Digits
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -18,11 +18,12 @@ TRAIN = 1500  # of 1797; the others are the test split
 class Digits(DataSource):
     """1797 grey images (1, 8, 8) of 17 levels, in 10 classes: the first 1500 to train, the other 297 to test."""
 
+    spec: ClassVar[DataSpec] = DataSpec("digits", (1, 8, 8), levels=17, classes=tuple(map(str, range(10))))
+
     def read(self, split: Literal["train", "test"]) -> TensorDataset:
         from sklearn.datasets import load_digits  # takes a second to import: only who loads it pays
 
         digits = load_digits()
         part = slice(None, TRAIN) if split == "train" else slice(TRAIN, None)
         values = torch.from_numpy(digits.images[part]).to(torch.uint8).unsqueeze(1)
-        spec = DataSpec("digits", (1, 8, 8), levels=17, classes=tuple(map(str, range(10))))
-        return TensorDataset(spec, values, torch.from_numpy(digits.target[part]))
+        return TensorDataset(self.spec, values, torch.from_numpy(digits.target[part]))

@@ -178,7 +178,7 @@ class UNet(nn.Module):
         require_positive(group_channels=group_channels, norm_eps=norm_eps)
         require(0 <= dropout < 1, f"`dropout` must be in [0, 1), got {dropout}")
         _check_choices(middle, time, order, padding, standardised)
-        self.shape, self.classes = shape, classes
+        self.shape, self.classes, self.time = shape, classes, time
         dims = len(shape) - 1
         layers = Layers(
             dims=dims, groups=groups, group_channels=group_channels, norm_eps=norm_eps, standardised=standardised

@@ -8,7 +8,18 @@ import torch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+    from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+    from diffusers.schedulers import scheduling_ddpm
+
+__all__ = [
+    "DDIMScheduler",
+    "DDPMPipeline",
+    "DDPMScheduler",
+    "UNet2DModel",
+    "random_model",
+    "save_pipeline",
+    "scheduling_ddpm",
+]
 
 SMALL: dict[str, Any] = {
     "sample_size": 8,

@@ -158,8 +158,16 @@ def test_bad_input_is_one_line(pipeline: Path, tmp_path: Path, arguments: list[s
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("_class_name", "UNet2DConditionModel", "`_class_name` of .* must be UNet2DModel, got 'UNet2DConditionModel'"),
+        (
+            "_class_name",
+            "UNet2DConditionModel",
+            "`_class_name` of .* must be UNet2DModel to be imported, got 'UNet2DConditionModel'",
+        ),
         ("cross_attention_dim", 32, "`cross_attention_dim` of .* is no option of a UNet2DModel that is known here"),
+        ("resnet_time_scale_shift", "spatial", "`resnet_time_scale_shift` of .* must be default or scale_shift to be"),
+        ("norm_eps", 0, "`norm_eps` of .* must be a number > 0 to be imported, got 0"),
+        ("attn_norm_num_groups", 8, "`attn_norm_num_groups` of .* must be null or `norm_num_groups`"),
+        ("mid_block_scale_factor", 2, "`mid_block_scale_factor` of .* must be 1 to be imported, got 2"),
         ("act_fn", "gelu", "`act_fn` of .* must be silu or swish to be imported, got 'gelu'"),
         (
             "time_embedding_type",
