@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sde_diffusion.errors import require, require_one_of, require_positive
 from sde_diffusion.networks.biggan import Attend, Block, conv, head
 from sde_diffusion.networks.embedding import Condition
+from sde_diffusion.networks.fourier import FourierFeatures
 from sde_diffusion.networks.ncsnpp_levels import Design, DownLevel, UpLevel
 from sde_diffusion.networks.resample import glorot
 
@@ -48,6 +49,7 @@ class NCSNpp(nn.Module):
         progressive: How the levels enter the output: the top one alone (`none`); each by an image, resampled and added
             up (`output_skip`); or each resampled by a learned convolution and added to the next (`residual`).
         combine: Whether what `input_skip` brings is added to the features (`sum`) or put beside them (`cat`).
+        fourier: Exponents of waves of the input beside it, not in the pyramids; see `FourierFeatures`.
         embedding: How c_noise is embedded, a name in `EMBEDDINGS`.
         embedding_scale: Its highest (sinusoidal) or typical (fourier) frequency [radians per unit of c_noise].
 
@@ -74,6 +76,7 @@ class NCSNpp(nn.Module):
         progressive_input: Literal["none", "input_skip", "residual"] = "residual",
         progressive: Literal["none", "output_skip", "residual"] = "none",
         combine: Literal["sum", "cat"] = "sum",
+        fourier: tuple[int, ...] = (),
         embedding: Literal["sinusoidal", "fourier"] = "fourier",
         embedding_scale: float = 16.0,
     ) -> None:
@@ -97,7 +100,8 @@ class NCSNpp(nn.Module):
             embedding=embedding,
             scale=embedding_scale,
         )
-        self.input = conv(image, channels)
+        self.features = FourierFeatures(fourier)
+        self.input = conv(self.features.factor * image, channels)
         self.down = nn.ModuleList()
         width, skips = channels, [channels]
         for level, outputs in enumerate(widths):
@@ -138,7 +142,7 @@ class NCSNpp(nn.Module):
         """(B, *shape), (B,), (B,) int64 or None -> (B, heads · channels, height, width)."""
         shifts = iter(self.shifts(self.condition(c_noise, label)).split(self._widths, 1))
         image = out = x
-        x = self.input(x)
+        x = self.input(self.features(x))
         skips = [x]
         for level in self.down:
             x, image = level(x, shifts, skips, image)
@@ -158,7 +162,7 @@ class DDPMpp(NCSNpp):
 
     Args:
         shape, classes, heads, channels, multipliers, blocks, attention, dropout: As of `NCSNpp`.
-        embedding, embedding_scale: As of `NCSNpp`.
+        fourier, embedding, embedding_scale: As of `NCSNpp`.
 
     Raises:
         InputError: As `NCSNpp`.
@@ -177,6 +181,7 @@ class DDPMpp(NCSNpp):
         blocks: int = 4,
         attention: tuple[int, ...] = (16,),
         dropout: float = 0.1,
+        fourier: tuple[int, ...] = (),
         embedding: Literal["sinusoidal", "fourier"] = "sinusoidal",
         embedding_scale: float = 16.0,
     ) -> None:
@@ -191,6 +196,7 @@ class DDPMpp(NCSNpp):
             dropout=dropout,
             fir=False,
             progressive_input="none",
+            fourier=fourier,
             embedding=embedding,
             embedding_scale=embedding_scale,
         )

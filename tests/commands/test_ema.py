@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from sde_diffusion.training import RunFolder
+from sde_diffusion.training import Checkpoint, RunFolder, load_checkpoint, save_checkpoint
 from tests.commands.running import invoke, succeed, train
 
 POINTS = (
@@ -102,3 +103,25 @@ def test_averages_that_cannot_be_trained_are_one_line(tmp_path: Path, setting: s
     outcome = invoke("train", "--set", setting, "--out", tmp_path)
     assert outcome.code == 2
     assert message in outcome.error
+
+
+def test_a_checkpoint_from_before_the_profiles_serves_and_goes_on(run: Path, tmp_path: Path) -> None:
+    newest = RunFolder(run).latest()
+    assert newest is not None
+    stored = load_checkpoint(newest)
+    tensors = {name: value for name, value in stored.tensors.items() if not name.startswith(("ema_p", "ema_d"))}
+    meta = deepcopy(stored.meta)
+    options = meta["config"]["training"]
+    options["ema_decay"] = 0.35  # a number, as it was
+    del options["ema_profiles"], options["snapshot_every"]
+    old = tmp_path / "old"
+    save_checkpoint(old / "checkpoints" / newest.name, Checkpoint(tensors, meta))
+    expected = drawn(run, tmp_path / "a")
+    for which in ((), ("--ema", "0.35")):
+        assert np.array_equal(drawn(old, tmp_path / f"b{len(which)}", *which), expected)
+    outcome = invoke("sample", old, "--ema", "0.05")
+    assert outcome.code == 2
+    assert "the run kept no averages by a power of time" in outcome.error
+    again = succeed("train", *POINTS, "--set", "training.ema_decay=0.35", "--steps", 8, "--out", old)
+    assert f"resuming {old} from step 6 to 8" in again.out
+    assert not RunFolder(old).snapshots()
