@@ -5,10 +5,11 @@ from pathlib import Path
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.exchange.base import Format, Imported
 from sde_diffusion.exchange.diffusers import Diffusers
+from sde_diffusion.exchange.score_sde import ScoreSDE
 from sde_diffusion.exchange.slots import Slot, to_ours, to_theirs
 from sde_diffusion.registry import lookup
 
-FORMATS: dict[str, type[Format]] = {"diffusers": Diffusers}
+FORMATS: dict[str, type[Format]] = {"diffusers": Diffusers, "score_sde": ScoreSDE}
 
 
 def find_format(path: Path, name: str | None) -> Format:

@@ -1,7 +1,8 @@
 """Files of other packages: JSON, safetensors, and pickles of tensors alone.
 
 A pickle can name any function and have it called. These are opened by torch's restricted reader, which knows tensors,
-numbers and containers and refuses every other name before anything is called.
+numbers and containers and refuses every other name before anything is called. NumPy's numbers, such as the learning
+rates that an optimizer may keep, are read past: a blank stands in for NumPy's functions.
 """
 
 import json
@@ -17,6 +18,20 @@ from torch import Tensor
 from sde_diffusion.errors import InputError, require
 
 PICKLES = {".bin", ".ckpt", ".pkl", ".pt", ".pth"}
+
+
+class Blank:
+    """What a number of NumPy in a pickle becomes: nothing, whatever it is made of."""
+
+    def __init__(self, *parts: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+BLANKS = [(Blank, f"numpy.{name}") for name in ("dtype", "core.multiarray.scalar", "_core.multiarray.scalar")]
+"""The names under which a pickle has NumPy's numbers, none of which is looked up."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -69,7 +84,8 @@ def read_pickle(path: Path) -> Any:
     """
     require(path.is_file(), f"there is no file {path}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(BLANKS)):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken pickle raises nearly anything
         text = " ".join(str(error).split())
         named = re.search(r"GLOBAL (\S+)", text)

@@ -1,8 +1,9 @@
 """The networks of score_sde_pytorch, from its description: the names, shapes and order of its tensors, and its forward.
 
 One list `all_modules` in the order of the forward pass, in which modules without parameters have a place of their own
-only in some versions (the filtered pyramids; `silent`). Written from the published architecture alone and slow: an
-independent reference for parameter counts, for the state-dict names and for outputs.
+only in some versions (the filtered pyramids; `silent`). DDPM itself (`old`) has its tensors in another order, and 32
+groups at any width. Written from the published architecture alone, and slow: an independent reference for parameter
+counts, for the names in a checkpoint and for outputs.
 """
 
 import math
@@ -31,6 +32,7 @@ class Published:
     fourier: bool = False
     sigma_max: float = 50.0
     silent: bool = False
+    old: bool = False
     image: int = 3
 
     @property
@@ -38,7 +40,7 @@ class Published:
         return 1 / math.sqrt(2) if self.rescale else 1.0
 
 
-DDPM = Published(blocks=2, biggan=False, fir=False, rescale=False)
+DDPM = Published(old=True, blocks=2, biggan=False, fir=False, rescale=False)
 DDPMPP = Published(fir=False)
 NCSNPP = Published(progressive_input="residual", fourier=True)
 CELEBA = replace(NCSNPP, attention=(2,), fourier=False, sigma_max=90.0)
@@ -79,8 +81,8 @@ def resampled(x: Tensor, way: str, fir: bool) -> Tensor:
     return upfirdn(x, 1, 2, 1, 1) if fir else functional.avg_pool2d(x, 2)
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(channels // 4, 32), channels, eps=1e-6)
+def norm(config: Published, channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32 if config.old else min(channels // 4, 32), channels, eps=1e-6)
 
 
 class NIN(nn.Module):
@@ -98,20 +100,27 @@ class Residual(nn.Module):
     def __init__(self, config: Published, inputs: int, outputs: int, way: str = "") -> None:
         super().__init__()
         self.config, self.way = config, way
-        self.GroupNorm_0, self.Conv_0 = norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.Dense_0 = nn.Linear(4 * config.nf, outputs)
-        self.GroupNorm_1, self.Conv_1 = norm(outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
+        parts = {
+            "GroupNorm_0": norm(config, inputs),
+            "Conv_0": nn.Conv2d(inputs, outputs, 3, padding=1),
+            "Dense_0": nn.Linear(4 * config.nf, outputs),
+            "GroupNorm_1": norm(config, outputs),
+            "Conv_1": nn.Conv2d(outputs, outputs, 3, padding=1),
+        }
+        for name in ("GroupNorm_0", "GroupNorm_1", "Conv_0", "Conv_1", "Dense_0") if config.old else parts:
+            self.add_module(name, parts[name])
         if config.biggan and (way or inputs != outputs):
             self.Conv_2 = nn.Conv2d(inputs, outputs, 1)
         elif inputs != outputs:
             self.NIN_0 = NIN(inputs, outputs)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        h = functional.silu(self.GroupNorm_0(x))
+        part = self.get_submodule
+        h = functional.silu(part("GroupNorm_0")(x))
         if self.way:
             h, x = resampled(h, self.way, self.config.fir), resampled(x, self.way, self.config.fir)
-        h = self.Conv_0(h) + self.Dense_0(functional.silu(temb))[:, :, None, None]
-        h = self.Conv_1(functional.silu(self.GroupNorm_1(h)))
+        h = part("Conv_0")(h) + part("Dense_0")(functional.silu(temb))[:, :, None, None]
+        h = part("Conv_1")(functional.silu(part("GroupNorm_1")(h)))
         shortcut = getattr(self, "Conv_2", getattr(self, "NIN_0", nn.Identity()))
         out: Tensor = (shortcut(x) + h) * self.config.scale
         return out
@@ -121,7 +130,7 @@ class Attention(nn.Module):
     def __init__(self, config: Published, channels: int) -> None:
         super().__init__()
         self.config = config
-        self.GroupNorm_0 = norm(channels)
+        self.GroupNorm_0 = norm(config, channels)
         for k in range(4):
             setattr(self, f"NIN_{k}", NIN(channels, channels))
 
@@ -219,17 +228,17 @@ class ScoreSDENet(nn.Module):
             if c.progressive == "output_skip":
                 if level < last and c.silent:
                     yield Resample(c, c.image, c.image, "up", False)
-                yield from (norm(width), nn.Conv2d(width, c.image, 3, padding=1))
+                yield from (norm(c, width), nn.Conv2d(width, c.image, 3, padding=1))
             elif c.progressive == "residual":
                 if level == last:
-                    yield from (norm(width), nn.Conv2d(width, width, 3, padding=1))
+                    yield from (norm(c, width), nn.Conv2d(width, width, 3, padding=1))
                 else:
                     yield Resample(c, pyramid, width, "up", True)
                 pyramid = width
             if level:
                 yield Residual(c, width, width, "up") if c.biggan else Resample(c, width, width, "up", True)
         if c.progressive != "output_skip":
-            yield from (norm(width), nn.Conv2d(width, c.image, 3, padding=1))
+            yield from (norm(c, width), nn.Conv2d(width, c.image, 3, padding=1))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         c, modules = self.config, iter(self.all_modules)
@@ -238,7 +247,7 @@ class ScoreSDENet(nn.Module):
             temb = step()(condition.log())
         else:
             rate = math.log(10_000) / (c.nf // 2 - 1)
-            phase = condition[:, None] * torch.exp(-rate * torch.arange(c.nf // 2, dtype=x.dtype))
+            phase = condition[:, None] * torch.exp(torch.arange(c.nf // 2, dtype=torch.float32) * -rate).to(x.dtype)
             temb = torch.cat([phase.sin(), phase.cos()], 1)
         temb = step()(temb)
         temb = step()(functional.silu(temb))
