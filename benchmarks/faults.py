@@ -1018,4 +1018,31 @@ FAULTS = [
         "sums of branches divided by 2, not √2",
         *NETWORK,
     ),
+    # weights from elsewhere
+    Fault(
+        "score-sde-phase",
+        "exchange/score_sde.py",
+        "cosine * phase.cos() - sine * phase.sin()",
+        "cosine * phase.cos() + sine * phase.sin()",
+        "log σ shifted the wrong way in half of the features",
+        "training",
+        "exchange",
+    ),
+    Fault(
+        "score-sde-sign",
+        "exchange/score_sde.py",
+        'found[f"all_modules.{number}.{name}"] = -weights[f"all_modules.{number}.{name}"]',
+        'found[f"all_modules.{number}.{name}"] = weights[f"all_modules.{number}.{name}"]',
+        "the score of the wrong sign",
+        "training",
+        "exchange",
+    ),
+    Fault(
+        "score-sde-filter",
+        "networks/resample.py",
+        "out: Tensor = self.conv(self.spread(x, padding=0))",
+        "out: Tensor = self.conv(functional.pad(self.spread(x, padding=1), (1, 1, 1, 1)))",
+        "what the filter gives outside the image is lost",
+        *NETWORK,
+    ),
 ]

@@ -174,31 +174,27 @@ def _process(
 
 def _exploding(section: Mapping[str, Any], levels: Tensor | None, path: Path) -> tuple[dict[str, Any], float]:
     """The VE process for images in [−1, 1]."""
-    ends = (
-        [None, None]
-        if levels is None or not levels.numel()
-        else [float(f"{float(end):.6g}") for end in (levels.min(), levels.max())]
-    )
-    ours = [section.get(name) for name in ("sigma_min", "sigma_max")]
-    require(
-        None not in ends or None not in ours,
-        f"{path} does not hold its noise levels: give those for images in [−1, 1], twice those for images in [0, 1], "
-        f"by --set sde.sigma_min=0.02 --set sde.sigma_max=100",
-    )
+    names = ("sigma_min", "sigma_max")
+    given = [section.get(name) for name in names]
+    if levels is None or not levels.numel():
+        require(
+            None not in given,
+            f"{path} does not hold its noise levels: give those for images in [−1, 1], twice those for images in "
+            f"[0, 1], by --set sde.sigma_min=0.02 --set sde.sigma_max=100",
+        )
+        return {"name": "ve"}, 2.0
+    theirs = [float(f"{float(end):.6g}") for end in (levels.min(), levels.max())]
     ratio = 2.0
-    if ends[1] is not None and ours[1] is not None:
+    if given[1] is not None:
         with contextlib.suppress(TypeError, ValueError):  # what is no number is refused with the rest of the config
-            ratio = float(ours[1]) / ends[1]
+            ratio = float(given[1]) / theirs[1]
         require(
             min(abs(ratio - 1), abs(ratio - 2)) < 1e-3,
-            f"`sde.sigma_max` must be {2 * ends[1]:g} for {path} if it was trained on images in [0, 1], or {ends[1]:g} "
-            f"if in [−1, 1], got {ours[1]}",
+            f"`sde.sigma_max` must be {2 * theirs[1]:g} for {path} if it was trained on images in [0, 1], or "
+            f"{theirs[1]:g} if in [−1, 1], got {given[1]}",
         )
-        ratio = round(ratio)
-    found: dict[str, Any] = {"name": "ve"}
-    for name, end in zip(("sigma_min", "sigma_max"), ends, strict=True):
-        found |= {} if end is None else {name: ratio * end}
-    return found, ratio
+        ratio = float(round(ratio))
+    return {"name": "ve"} | {name: ratio * end for name, end in zip(names, theirs, strict=True)}, ratio
 
 
 def _scale(ratio: float | None) -> dict[str, float]:
