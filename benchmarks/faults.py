@@ -613,9 +613,9 @@ FAULTS = [
     ),
     Fault(
         "lowest-bin",
-        "likelihood/targets.py",
-        "low = torch.where(self._values == 0, -math.inf, low)",
-        "pass",
+        "decoder.py",
+        "return torch.where(n == 0, log_ndtr(high), inner)",
+        "return inner",
         "the decoder's lowest bin is not open",
         "likelihood",
         "likelihood/test_bounds.py",

@@ -35,7 +35,15 @@ from sde_diffusion.likelihood import (
     LedgerOptions,
     UniformDequantisation,
 )
-from sde_diffusion.losses import TIME_SAMPLERS, WEIGHTINGS, StratifiedTime, TimeSampler, Weighting
+from sde_diffusion.losses import (
+    OBJECTIVES,
+    TIME_SAMPLERS,
+    WEIGHTINGS,
+    Objective,
+    StratifiedTime,
+    TimeSampler,
+    Weighting,
+)
 from sde_diffusion.model import NOISE_CONDITIONINGS, PREDICTIONS, ScoreModel
 from sde_diffusion.networks import CLASSIFIERS, NETWORKS, Encoder, UNet
 from sde_diffusion.projections import PROJECTIONS, Clip, Projection
@@ -64,6 +72,7 @@ REGISTRIES: Registries = {
     DataSource: DATASETS,
     Recipe: NETWORKS,
     ClassifierRecipe: CLASSIFIERS,
+    Objective: OBJECTIVES,
     Weighting: WEIGHTINGS,
     TimeSampler: TIME_SAMPLERS,
     Solver: SOLVERS,
@@ -296,8 +305,22 @@ def build_model(config: Config, spec: DataSpec, device: torch.device) -> ScoreMo
     return model.to(device)
 
 
+def check_training(config: Config) -> None:
+    """Refuse to train what the loss cannot train.
+
+    Raises:
+        InputError: See `Objective.check`.
+    """
+    config.loss.objective.check(config.sde, config.loss.time_sampler, learned_variance=config.model.learned_variance)
+
+
 def build_trainer(config: Config, folder: RunFolder, device: torch.device) -> Trainer:
-    """A trainer at step 0."""
+    """A trainer at step 0.
+
+    Raises:
+        InputError: A loss that does not suit the model or the process.
+    """
+    check_training(config)
     train, validation = config.data.load("train"), config.data.load("validation")
     return Trainer(
         build_model(config, train.spec, device),

@@ -9,7 +9,7 @@ from typing import Any
 from sde_diffusion.data import DATASETS
 from sde_diffusion.grids import GRIDS
 from sde_diffusion.likelihood import DEQUANTISATIONS, DIVERGENCES
-from sde_diffusion.losses import TIME_SAMPLERS, WEIGHTINGS
+from sde_diffusion.losses import OBJECTIVES, TIME_SAMPLERS, WEIGHTINGS
 from sde_diffusion.model import PREDICTIONS
 from sde_diffusion.networks import NETWORKS
 from sde_diffusion.projections import PROJECTIONS
@@ -31,6 +31,7 @@ TABLES: dict[str, tuple[str, Mapping[str, Callable[..., Any]]]] = {
     "dequantisation": ("`likelihood.dequantisation.name`", DEQUANTISATIONS),
     "prediction": ("`model.prediction`", PREDICTIONS),
     "network": ("`model.network.name`", NETWORKS),
+    "objective": ("`loss.objective.name`", OBJECTIVES),
     "weighting": ("`loss.weighting.name`", WEIGHTINGS),
     "time_sampler": ("`loss.time_sampler.name`", TIME_SAMPLERS),
     "data": ("`data.name`", DATASETS),

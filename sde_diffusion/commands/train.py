@@ -6,7 +6,15 @@ from pathlib import Path
 import click
 import torch
 
-from sde_diffusion.build import Config, build_trainer, choose_device, count_parameters, plain_config, read_config
+from sde_diffusion.build import (
+    Config,
+    build_trainer,
+    check_training,
+    choose_device,
+    count_parameters,
+    plain_config,
+    read_config,
+)
 from sde_diffusion.commands.common import RUNS, as_assignments, shared_options, show_config, stored_config
 from sde_diffusion.config import Raw, differences
 from sde_diffusion.errors import InputError, require
@@ -50,6 +58,7 @@ def train(
     """Train a score model. Without a config: the embedded 8×8 digits, about 3 minutes on 2 cores."""
     named = as_assignments(sde__name=sde)  # before the options that belong to it
     config = read_config(config_file, [*named, *assignments, *as_assignments(training__steps=steps, seed=seed)])
+    check_training(config)
     raw = plain_config(config)
     name = f"{raw['data']['name']}_{raw['sde']['name']}" if config_file is None else config_file.stem
     folder = RunFolder(out or RUNS / name)

@@ -11,9 +11,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.special import log_ndtr
 
 from sde_diffusion.data import DataSpec
+from sde_diffusion.decoder import log_bin_mass, log_density
 from sde_diffusion.errors import require, require_one_of
 from sde_diffusion.tensors import flat_sum
 
@@ -29,7 +29,7 @@ class Target(ABC):
 
     @abstractmethod
     def log_prob(self, mean: Tensor, std: Tensor) -> Tensor:
-        """log p(example | x_s) in nats by the decoder of mean (B, *D) and width () > 0, (B,) float64."""
+        """log p(example | x_s) in nats by the decoder of mean (B, *D) and width > 0, () or (B, *D); (B,) float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +43,7 @@ class Points(Target):
     x0: Tensor
 
     def log_prob(self, mean: Tensor, std: Tensor) -> Tensor:
-        error = (self.x0.double() - mean) / std
-        return flat_sum(-0.5 * error**2 - std.log() - 0.5 * math.log(2 * math.pi))
+        return flat_sum(log_density(self.x0.double(), mean, std))
 
 
 class Levels(Target):
@@ -75,15 +74,9 @@ class Levels(Target):
         self._values, self._levels = values.long(), spec.levels
 
     def log_prob(self, mean: Tensor, std: Tensor) -> Tensor:
-        log_mass = self._log_mass if self.decoder == "gaussian" else self._log_softmax
-        return flat_sum(log_mass(mean.double(), std))
-
-    def _log_mass(self, mean: Tensor, std: Tensor) -> Tensor:
-        low = 2 * self._values.double() / self._levels - 1
-        high = low + 2 / self._levels
-        low = torch.where(self._values == 0, -math.inf, low)
-        high = torch.where(self._values == self._levels - 1, math.inf, high)
-        return log_normal_mass((low - mean) / std, (high - mean) / std)
+        if self.decoder == "softmax":
+            return flat_sum(self._log_softmax(mean.double(), std))
+        return flat_sum(log_bin_mass(self._values, self._levels, mean.double(), std))
 
     def _log_softmax(self, mean: Tensor, std: Tensor) -> Tensor:
         total = torch.full_like(mean, -math.inf)
@@ -92,11 +85,3 @@ class Levels(Target):
             total = torch.logaddexp(total, -0.5 * ((mean - centre) / std) ** 2)
         centre_of_n = (2 * self._values.double() + 1) / self._levels - 1
         return -0.5 * ((mean - centre_of_n) / std) ** 2 - total
-
-
-def log_normal_mass(low: Tensor, high: Tensor) -> Tensor:
-    """log(Φ(high) − Φ(low)) for low < high, float64, right to rounding in both tails and in the narrowest interval."""
-    right = low > 0  # mirrored into the left tail, where log Φ keeps its digits
-    low, high = torch.where(right, -high, low), torch.where(right, -low, high)
-    above: Tensor = log_ndtr(high)
-    return above + torch.log(-torch.expm1(log_ndtr(low) - above))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sde_diffusion.errors import require, require_positive
-from sde_diffusion.losses import ImportanceTime, LikelihoodWeighting, TimeSampler, Weighting
+from sde_diffusion.losses import Denoising, ImportanceTime, LikelihoodWeighting, Objective, TimeSampler, Weighting
 from sde_diffusion.solvers import PerSampleODE, Solver
 from sde_diffusion.training.ema import check_averages
 
@@ -14,8 +14,9 @@ SNAPSHOTS = 16  # of a run, where nothing else is asked for
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """The section `loss`: λ(t), r(t) and ρ(e)."""
+    """The section `loss`: what is minimised, with λ(t), r(t) and ρ(e)."""
 
+    objective: Objective = Denoising()
     weighting: Weighting = LikelihoodWeighting()
     time_sampler: TimeSampler = ImportanceTime()
     distance: Literal["l2", "l1", "huber"] = "l2"

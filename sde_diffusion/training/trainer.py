@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sde_diffusion.data import Batch, Dataset, sweep, training_batches
 from sde_diffusion.errors import InputError, require
-from sde_diffusion.losses import DSMLoss, TimeSampler, dsm_loss
+from sde_diffusion.losses import DSMLoss, TimeSampler
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.pictures import save_samples
 from sde_diffusion.rng import derive_seed, generator
@@ -279,21 +280,15 @@ class Trainer:
         draws: torch.Generator,
         time_sampler: TimeSampler,
     ) -> DSMLoss:
-        label = label if self._conditional else None
-
-        def score_fn(x: Tensor, t: Tensor) -> Tensor:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-                score: Tensor = model(x, t, label)
-            return score
-
-        return dsm_loss(
-            score_fn,
+        return self.loss.objective(
+            _Forward(model, label if self._conditional else None, self.config.precision == "bfloat16"),
             model.sde,
             x,
             weighting=self.loss.weighting,
             time_sampler=time_sampler,
             distance=self.loss.distance,
             generator=draws,
+            levels=self.train.spec.levels,
         )
 
     def _hide_labels(self, label: Tensor | None, k: int) -> Tensor | None:
@@ -303,6 +298,24 @@ class Trainer:
             label.shape, generator=generator(self.seed, _LABELS, k, device=self.device), device=self.device
         )
         return torch.where(coin < self.config.label_dropout, -1, label)
+
+
+@dataclass(frozen=True, eq=False)
+class _Forward:
+    """The score function of a model in training, in bfloat16 or not."""
+
+    model: ScoreModel
+    label: Tensor | None
+    rough: bool
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.rough):
+            score: Tensor = self.model(x, t, self.label)
+        return score
+
+    def score_and_fraction(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.rough):
+            return self.model.score_and_fraction(x, t, self.label)
 
 
 def _to(state: Tensor | None, device: torch.device) -> Tensor | None:

@@ -141,7 +141,7 @@ class KnownVariance:
         before = before[(torch.searchsorted(before, t - 1e-6) - 1).clamp(min=0)]
         wide, narrow = (self._variance(when).log() for when in (t, before))
         noise = 2 * (self._sde.std(before) / self._sde.std(t)).log()
-        fraction = 1 - (narrow - wide) / noise
+        fraction = torch.where(noise < 0, 1 - (narrow - wide) / noise, 0.5)  # at the first time there is no step
         return self(x, t), fraction.reshape(-1, *(1,) * (x.ndim - 1)).expand_as(x)
 
     def _variance(self, t: Tensor) -> Tensor:

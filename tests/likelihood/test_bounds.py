@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sde_diffusion.chain import DiscreteChain
 from sde_diffusion.data import DataSpec
+from sde_diffusion.decoder import log_normal_mass
 from sde_diffusion.errors import InputError
 from sde_diffusion.grids import LogSNRGrid
 from sde_diffusion.likelihood import Bound, Levels, Points, Target, chain_bound, continuous_bound, importance_weighted
-from sde_diffusion.likelihood.targets import log_normal_mass
 from sde_diffusion.likelihood.truncation import prior_kl
 from sde_diffusion.losses import ImportanceTime, UniformTime
 from sde_diffusion.oracle import GaussianMixture

@@ -1,0 +1,238 @@
+"""What training descends: the weighted error of ε, or with it the variational bound of a chain, term by term.
+
+With a learned variance Σ = exp(v log β + (1 − v) log β̃) the bound L_vlb = L_0 + Σ_{k ≥ 2} L_{k−1} of a chain has terms
+
+    L_{k−1} = KL(q(x_{k−1} | x_k, x_0) ‖ p(x_{k−1} | x_k)),    L_0 = −log p(x_0 | x_1)
+
+in bits/dim, of which T L_k/r at one random level is an unbiased estimate; L_T, which nothing trains, is left out.
+
+Reference: Nichol & Dhariwal 2021, arXiv:2102.09672, sections 3.1 and 3.3.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.chain import DiscreteChain
+from sde_diffusion.decoder import log_bin_mass, log_density
+from sde_diffusion.errors import require, require_positive
+from sde_diffusion.losses.dsm import DISTANCES, DSMLoss, dsm_loss
+from sde_diffusion.losses.time_sampling import TimeSampler
+from sde_diffusion.losses.weighting import Weighting
+from sde_diffusion.registry import lookup
+from sde_diffusion.score import ScoreFn, score_and_fraction
+from sde_diffusion.sde import SDE
+from sde_diffusion.tensors import expand, flat_mean, flat_sum
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """A loss of a score function at random times and noise."""
+
+    learns_variance: ClassVar[bool]
+
+    @abstractmethod
+    def __call__(
+        self,
+        score_fn: ScoreFn,
+        sde: SDE,
+        x0: Tensor,
+        *,
+        weighting: Weighting,
+        time_sampler: TimeSampler,
+        generator: torch.Generator,
+        distance: str = "l2",
+        levels: int | None = None,
+    ) -> DSMLoss:
+        """Each sample's share of the loss; see `dsm_loss`. One score evaluation.
+
+        Args:
+            levels: L of discrete data, which L_0 decodes; None for a density of x_0.
+        """
+
+    def check(self, sde: SDE, time_sampler: TimeSampler, *, learned_variance: bool) -> None:
+        """Refuse what this loss cannot train.
+
+        Raises:
+            InputError: A model with another number of heads than the loss trains, a process without levels, or times
+                that are none, where the loss is that of a chain.
+        """
+        require(
+            learned_variance or not self.learns_variance,
+            "`loss.objective` trains a variance, but the model has one head; set model.learned_variance = true, or "
+            "loss.objective = denoising",
+        )
+        require(
+            self.learns_variance or not learned_variance,
+            "`model.learned_variance` must be false for loss.objective = denoising, which does not train the variance; "
+            "take loss.objective = hybrid or vlb",
+        )
+        if self.learns_variance:
+            require(
+                sde.levels is not None,
+                "`loss.objective` is a bound of a chain, and the process has no levels; take sde = ddpm",
+            )
+            require(
+                time_sampler.on_levels(sde),
+                "`loss.time_sampler` must draw the levels of the chain for this loss.objective; take discrete or "
+                "loss_second_moment",
+            )
+
+
+@dataclass(frozen=True)
+class Denoising(Objective):
+    """λ/(σ² r) · mean_D ρ(ε̂ − ε), the weighted error of ε.
+
+    Reference: Song et al. 2021, arXiv:2011.13456, eq. 7.
+    """
+
+    learns_variance: ClassVar[bool] = False
+
+    def __call__(
+        self,
+        score_fn: ScoreFn,
+        sde: SDE,
+        x0: Tensor,
+        *,
+        weighting: Weighting,
+        time_sampler: TimeSampler,
+        generator: torch.Generator,
+        distance: str = "l2",
+        levels: int | None = None,
+    ) -> DSMLoss:
+        return dsm_loss(
+            score_fn,
+            sde,
+            x0,
+            weighting=weighting,
+            time_sampler=time_sampler,
+            generator=generator,
+            distance=distance,
+        )
+
+
+@dataclass(frozen=True)
+class Hybrid(Objective):
+    """The weighted error of ε plus `vlb_weight` · T L_k [bits/dim], whose gradient reaches the variance alone.
+
+    With the weighting `simple` this is L_hybrid = L_simple + 0.001 L_vlb.
+
+    Reference: Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 16.
+    """
+
+    learns_variance: ClassVar[bool] = True
+
+    vlb_weight: float = 0.001
+
+    def __post_init__(self) -> None:
+        require_positive(vlb_weight=self.vlb_weight)
+
+    def __call__(
+        self,
+        score_fn: ScoreFn,
+        sde: SDE,
+        x0: Tensor,
+        *,
+        weighting: Weighting,
+        time_sampler: TimeSampler,
+        generator: torch.Generator,
+        distance: str = "l2",
+        levels: int | None = None,
+    ) -> DSMLoss:
+        draw = _Draw.of(score_fn, sde, x0, weighting, time_sampler, generator)
+        error = flat_mean(lookup(DISTANCES, distance, "distance")(draw.residual))
+        bound = vlb_term(sde, x0, draw.t, draw.residual.detach(), draw.fraction, levels=levels)
+        loss = (weighting.of_eps(sde, draw.t) * error + self.vlb_weight * bound) / draw.density
+        return DSMLoss(loss, error, draw.t, draw.density)
+
+
+@dataclass(frozen=True)
+class VLB(Objective):
+    """T L_k [bits/dim] alone: mean and variance descend the bound. Noisy, so it wants the times `loss_second_moment`.
+
+    The weighting and the distance have no part in it.
+
+    Reference: Nichol & Dhariwal 2021, arXiv:2102.09672, section 3.3.
+    """
+
+    learns_variance: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        score_fn: ScoreFn,
+        sde: SDE,
+        x0: Tensor,
+        *,
+        weighting: Weighting,
+        time_sampler: TimeSampler,
+        generator: torch.Generator,
+        distance: str = "l2",
+        levels: int | None = None,
+    ) -> DSMLoss:
+        draw = _Draw.of(score_fn, sde, x0, weighting, time_sampler, generator)
+        bound = vlb_term(sde, x0, draw.t, draw.residual, draw.fraction, levels=levels)
+        return DSMLoss(bound / draw.density, flat_mean(draw.residual**2), draw.t, draw.density)
+
+
+@dataclass(frozen=True, eq=False)
+class _Draw:
+    """Random levels and noise, and what a model of two heads says there: ε − ε̂ and v, (B, *D)."""
+
+    t: Tensor
+    density: Tensor
+    residual: Tensor
+    fraction: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        score_fn: ScoreFn,
+        sde: SDE,
+        x0: Tensor,
+        weighting: Weighting,
+        time_sampler: TimeSampler,
+        generator: torch.Generator,
+    ) -> "_Draw":
+        t, density = time_sampler(sde, weighting, len(x0), generator=generator)
+        eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        score, fraction = score_and_fraction(score_fn, sde.perturb(x0, t, eps), t)
+        return cls(t, density, expand(sde.std(t), x0) * score + eps, fraction)
+
+
+def vlb_term(
+    sde: SDE, x0: Tensor, t: Tensor, residual: Tensor, fraction: Tensor, *, levels: int | None = None
+) -> Tensor:
+    """T L_k in bits/dim at the level k = T t of each sample, whose mean over uniform levels is L_vlb, (B,).
+
+    Args:
+        x0: Clean data, (B, *D); of discrete data anywhere in their bins.
+        t: Times k/T, (B,).
+        residual: ε − ε̂, (B, *D).
+        fraction: v of the variance, (B, *D).
+        levels: L of discrete data, decoded by the mass of their bins; None for a density of x_0.
+    """
+    chain = _chain(sde)
+    level = (t.double() * chain.steps).round().long()
+    nats = flat_sum(chain.divergence(level.clamp(min=2), residual**2, fraction))
+    (first,) = (level == 1).nonzero(as_tuple=True)
+    if len(first):
+        exact = x0[first].double()
+        mean = exact + float(chain.std[0] / chain.mean_coef[0]) * residual[first].double()  # x̂0 = x0 + (σ/a)(ε − ε̂)
+        std = chain.decoder_std(fraction[first].double())
+        if levels is None:
+            decoded = log_density(exact, mean, std)
+        else:
+            n = ((exact + 1) * (levels / 2)).floor().clamp(0, levels - 1)
+            decoded = log_bin_mass(n, levels, mean, std)
+        nats = nats.index_copy(0, first, -flat_sum(decoded).to(nats))
+    return chain.steps * nats / (x0[0].numel() * math.log(2))
+
+
+@lru_cache(maxsize=8)
+def _chain(sde: SDE) -> DiscreteChain:
+    return DiscreteChain.of_levels(sde)
