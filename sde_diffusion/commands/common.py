@@ -68,6 +68,9 @@ def ema_options(command: Command) -> Command:
     def chosen(context: click.Context, _: click.Parameter, value: str) -> bool | str:
         last = bool(context.meta.get(_LAST))
         require(not last or value == _USUAL, f"--ema {value} and --no-ema exclude each other; drop one")
+        require(
+            not Path(value).exists(), f"--ema takes a length, got the path {value}; name the checkpoint before --ema"
+        )
         return False if last or value == "none" else True if value == _USUAL else value
 
     def note(context: click.Context, _: click.Parameter, value: bool) -> None:

@@ -73,6 +73,12 @@ def test_a_bad_average_is_one_line(run: Path, given: tuple[str, ...], message: s
     assert message in outcome.error
 
 
+def test_a_checkpoint_named_behind_it_is_told_from_a_length(run: Path) -> None:
+    outcome = invoke("sample", "--ema", run)
+    assert outcome.code == 2
+    assert f"--ema takes a length, got the path {run}; name the checkpoint before --ema" in outcome.error
+
+
 def test_a_checkpoint_alone_has_what_was_stored_and_says_what_it_lacks(run: Path, tmp_path: Path) -> None:
     newest = RunFolder(run).latest()
     assert newest is not None

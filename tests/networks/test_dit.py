@@ -1,5 +1,6 @@
 """The diffusion transformer: its published sizes, its parts against torch's own, and what it refuses."""
 
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -12,6 +13,7 @@ from sde_diffusion.likelihood.divergence import Mode, score_and_trace
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.networks.dit import SIZES, Block, DiT, positions
 from sde_diffusion.sde import VPSDE
+from tests.commands.running import invoke
 from tests.conformance.test_networks import awake
 
 PUBLISHED = {"S": 33, "B": 130, "L": 458, "XL": 675}  # table 4 [millions], patches of 2
@@ -146,3 +148,9 @@ def test_forward_and_reverse_mode_give_one_trace(chunk: int) -> None:
 def test_arguments_out_of_range(shape: tuple[int, ...], options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         DiT(shape, **options)
+
+
+def test_a_patch_larger_than_the_image_is_one_line_on_the_command_line(tmp_path: Path) -> None:
+    outcome = invoke("train", "--set", "model.network={name: dit, patch: 9}", "--out", tmp_path)
+    assert outcome.code == 2
+    assert "`patch` must be at most the smaller side of the image, 8, got 9" in outcome.error
