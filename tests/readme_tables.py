@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sde_diffusion.data import DATASETS
+from sde_diffusion.exchange import FORMATS
 from sde_diffusion.grids import GRIDS
 from sde_diffusion.likelihood import DEQUANTISATIONS, DIVERGENCES
 from sde_diffusion.losses import OBJECTIVES, TIME_SAMPLERS, WEIGHTINGS
@@ -35,6 +36,7 @@ TABLES: dict[str, tuple[str, Mapping[str, Callable[..., Any]]]] = {
     "weighting": ("`loss.weighting.name`", WEIGHTINGS),
     "time_sampler": ("`loss.time_sampler.name`", TIME_SAMPLERS),
     "data": ("`data.name`", DATASETS),
+    "format": ("`import --format`", FORMATS),
 }
 
 

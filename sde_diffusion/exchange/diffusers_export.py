@@ -35,6 +35,7 @@ def model_config(trained: Trained) -> dict[str, Any]:
     for key, only in (("order", "norm_first"), ("embedding", "sinusoidal")):
         _check(options[key] == only, f"model.network.{key}", f"be {only}", options[key])
     _check(not _has_linear(net), "model.network.linear_attention", "be at no level", options["linear_attention"])
+    _check(not options["fourier"], "model.network.fourier", "be empty", options["fourier"])
     multipliers = options["multipliers"]
     _check(multipliers[0] == 1, "model.network.multipliers", "begin with 1", multipliers)
     attends = [level.get_submodule("stages.0").attention is not None for level in net.down]

@@ -83,6 +83,10 @@ def to_ours(
             f"`model.network`, got {tuple(found.shape)}; change its `channels`, `multipliers` or the --shape",
         )
         require(
+            found.is_floating_point(),
+            f"the tensor {slot.theirs!r} of {source} must hold real numbers, got {found.dtype}; fetch it again",
+        )
+        require(
             bool(torch.isfinite(found).all()), f"the tensor {slot.theirs!r} of {source} must be finite; fetch it again"
         )
         slot.fill(ours, found)

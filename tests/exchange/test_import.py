@@ -30,6 +30,16 @@ def test_an_imported_model_is_a_run_like_any_other(pipeline: Path, tmp_path: Pat
     assert (run / "sample_ddim_seed0" / "samples.png").is_file()
 
 
+def test_an_import_is_scored_trained_on_and_exported(pipeline: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    succeed("import", pipeline, "--data", "digits", "--out", run)
+    out = succeed("likelihood", run, "--limit", 2, "--rtol", 0.1, "--atol", 0.1).out
+    assert "bits/dim over 1×8×8 = 64 dimensions of 17 levels" in out
+    out = succeed("train", "--config", run / "config.yaml", "--out", run, "--steps", 1).out
+    assert "from step 0 to 1" in out
+    assert "wrote" in succeed("export", run, "--out", tmp_path / "exported").out
+
+
 def test_a_bare_model_and_a_file_of_it_are_the_same(pipeline: Path, tmp_path: Path) -> None:
     runs = []
     for source in (pipeline, pipeline / "unet", pipeline / "unet" / "diffusion_pytorch_model.safetensors"):
@@ -112,6 +122,10 @@ def test_a_broken_pickle_is_one_line(pipeline: Path, tmp_path: Path) -> None:
             r"tensor 'conv_in\.weight' of .* must have shape \(16, 1, 3, 3\)",
         ),
         ({"extra.weight": torch.zeros(1)}, r"has the tensor 'extra\.weight', for which .* has no place; change its"),
+        (
+            {"conv_in.bias": torch.zeros(16, dtype=torch.int64)},
+            r"'conv_in\.bias' of .* must hold real numbers, got torch.int64",
+        ),
         ({"conv_in.bias": torch.full((16,), float("nan"))}, r"tensor 'conv_in\.bias' of .* must be finite"),
     ],
 )
