@@ -32,7 +32,7 @@ def model_config(trained: Trained) -> dict[str, Any]:
     _check(
         all(side % halved == 0 for side in shape[1:]), "data.name", f"hold images whose sides {halved} divides", shape
     )
-    for key, only in (("order", "norm_first"), ("embedding", "sinusoidal")):
+    for key, only in (("order", "norm_first"), ("embedding", "sinusoidal"), ("fourier", [])):
         _check(options[key] == only, f"model.network.{key}", f"be {only}", options[key])
     _check(not _has_linear(net), "model.network.linear_attention", "be at no level", options["linear_attention"])
     _check(not options["fourier"], "model.network.fourier", "be empty", options["fourier"])
