@@ -1,13 +1,13 @@
 """From a config to objects, through the registries: the only file that knows them all."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_diffusion.classifier import NoisyClassifier
 from sde_diffusion.config import (
@@ -31,14 +31,18 @@ from sde_diffusion.likelihood import (
     DIVERGENCES,
     Dequantisation,
     Divergence,
+    FlowDequantisation,
     Hutchinson,
     LedgerOptions,
     UniformDequantisation,
 )
+from sde_diffusion.likelihood.flow_dequantisation import PART
 from sde_diffusion.losses import (
     OBJECTIVES,
     TIME_SAMPLERS,
     WEIGHTINGS,
+    Denoising,
+    LikelihoodWeighting,
     Objective,
     StratifiedTime,
     TimeSampler,
@@ -53,17 +57,19 @@ from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import BETA_SEQUENCES, BETAS, SDE, SDES, VPSDE, BetaSchedule, BetaSequence
 from sde_diffusion.solvers import CORRECTORS, ODES, SOLVERS, AdaptiveODE, Corrector, PerSampleODE, Solver
 from sde_diffusion.training import (
+    TRAINING_NOISES,
     Checkpoint,
     ClassifierTrainer,
     LossConfig,
     RunFolder,
     Trainer,
     TrainingConfig,
+    TrainingNoise,
     averaged,
 )
 
 MODEL, CLASSIFIER = "model", "classifier"  # what a checkpoint holds: its meta entry `kind`, a model without one
-_WEIGHTS = 0xB01D  # purpose of random numbers: a network's first weights
+_WEIGHTS, _FLOW = 0xB01D, 0xB01E  # purposes of random numbers: first weights of the network and of a flow beside it
 
 REGISTRIES: Registries = {
     SDE: SDES,
@@ -83,6 +89,7 @@ REGISTRIES: Registries = {
     Guidance: GUIDANCES,
     Divergence: DIVERGENCES,
     Dequantisation: DEQUANTISATIONS,
+    TrainingNoise: TRAINING_NOISES,
 }
 
 
@@ -249,7 +256,15 @@ def read_config(file: Path | None, assignments: Sequence[str] = (), base: Raw | 
         InputError: See `read_yaml`, `override` and `parse`.
     """
     raw = merge(base or {}, read_yaml(file) if file else {})
-    return parse(Config, override(raw, assignments), REGISTRIES)
+    return parse(Config, _renamed(override(_renamed(raw), assignments)), REGISTRIES)
+
+
+def _renamed(raw: Raw) -> Raw:
+    """`raw` with the names that stand for what older configs said otherwise."""
+    training = raw.get("training")
+    if not isinstance(training, dict) or not isinstance(training.get("dequantise"), bool):
+        return raw
+    return raw | {"training": training | {"dequantise": "uniform" if training["dequantise"] else "centre"}}
 
 
 def plain_config(config: Config) -> Raw:
@@ -314,6 +329,32 @@ def check_training(config: Config) -> None:
     config.loss.objective.check(config.sde, config.loss.time_sampler, learned_variance=config.model.learned_variance)
 
 
+def build_parts(config: Config, spec: DataSpec, device: torch.device) -> dict[str, nn.Module]:
+    """The modules trained beside the model, with first weights that depend on `config.seed` alone.
+
+    Raises:
+        InputError: A flow for continuous data, or with a loss that does not bound −log p.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, _FLOW))
+        flow = config.training.dequantise.part(spec)
+    if flow is None:
+        return {}
+    loss = config.loss
+    bounds = isinstance(loss.objective, Denoising) and isinstance(loss.weighting, LikelihoodWeighting)
+    require(
+        bounds and loss.distance == "l2",
+        "`loss.objective` must be denoising, `loss.weighting` likelihood and `loss.distance` l2 where "
+        "`training.dequantise` is flow: no other loss bounds −log p, which its density is weighed against",
+    )
+    require(
+        loss.time_sampler.initial_state(config.sde) is None,
+        "`loss.time_sampler` must be one that does not learn, such as importance, where `training.dequantise` is flow: "
+        "what it would learn from holds the flow's density",
+    )
+    return {PART: flow.to(device)}
+
+
 def build_trainer(config: Config, folder: RunFolder, device: torch.device) -> Trainer:
     """A trainer at step 0.
 
@@ -332,6 +373,7 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device) -> Tr
         seed=config.seed,
         device=device,
         meta={"config": plain_config(config), "data": train.spec.to_dict()},
+        parts=build_parts(config, train.spec, device),
     )
 
 
@@ -371,6 +413,7 @@ class Trained:
     Attributes:
         origin: Which weights it has, where not the usual average's.
         guide: What `sampling.guidance` needs besides the model, by label.
+        parts: What was trained beside it.
     """
 
     model: ScoreModel
@@ -379,6 +422,7 @@ class Trained:
     step: int
     origin: str = ""
     guide: Bind | None = None
+    parts: Mapping[str, nn.Module] = field(default_factory=dict)
 
     @property
     def conditional(self) -> bool:
@@ -393,6 +437,21 @@ class Trained:
         """
         guidance, sde = self.config.sampling.guidance, self.model.sde
         return guidance.apply(self.model.bind, labels, sde, conditional=self.conditional, guide=self.guide)
+
+    @property
+    def dequantisation(self) -> Dequantisation:
+        """That of the section `likelihood`, with the flow that was trained for it if it is one.
+
+        Raises:
+            InputError: It is one, and there is none in the checkpoint; or the data are continuous.
+        """
+        self.config.likelihood.dequantisation.check(self.spec)
+        return self.config.likelihood.dequantisation.bind(self.parts)
+
+    @property
+    def learned_noise(self) -> Dequantisation | None:
+        """The dequantisation that was trained beside the model; None if there is none."""
+        return FlowDequantisation().bind(self.parts) if PART in self.parts else None
 
 
 def load_trained(
@@ -411,7 +470,12 @@ def load_trained(
     model = build_model(config, spec, device)
     weights, origin = averaged(checkpoint, ema, run)
     model.load_state_dict(weights)
-    return Trained(model.eval().requires_grad_(False), spec, config, checkpoint.meta["step"], origin)
+    parts = build_parts(config, spec, device)
+    for name, part in parts.items():
+        part.load_state_dict(checkpoint.group(f"parts.{name}"))
+        part.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    return Trained(model, spec, config, checkpoint.meta["step"], origin, parts=parts)
 
 
 def count_parameters(model: torch.nn.Module) -> int:

@@ -34,6 +34,7 @@ USABLE = (
     "classifier",
     "data",
 )  # sections that may differ from the checkpoint's: data move
+FIXED = ("data.name", "training.dequantise")  # but these are what the weights are of
 FORGETTABLE = [  # what older checkpoints may spell otherwise
     *(("sampling", "solver"), ("training", "preview")),
     *(("likelihood", key) for key in ("divergence", "ode", "method", "rtol", "atol")),
@@ -168,7 +169,7 @@ def load(
     config = read_config(config_file, assignments, own)
     for key, (before, after) in differences(own, plain_config(config)).items():
         require(
-            key == "seed" or (key.partition(".")[0] in USABLE and key != "data.name"),
+            key == "seed" or (key.partition(".")[0] in USABLE and not key.startswith(FIXED)),
             f"`{key}` is {before} in the checkpoint {path} and cannot be changed to {after} here; train a new run",
         )
     target = choose_device(device)

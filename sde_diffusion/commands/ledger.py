@@ -38,6 +38,7 @@ def write_ledger(loaded: Loaded, dataset: Dataset, folder: Path, extra: dict[str
         divergence=options.divergence,
         ode=options.ode,
         options=options.ledger,
+        learned=trained.learned_noise,
         seed=config.seed,
     )
     facts = loaded.facts() | extra

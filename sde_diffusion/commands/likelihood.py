@@ -1,5 +1,6 @@
 """`likelihood`: bits/dim of data under a trained model."""
 
+import dataclasses
 import math
 import re
 import time
@@ -32,10 +33,12 @@ from sde_diffusion.errors import InputError, require
 from sde_diffusion.likelihood import (
     DEQUANTISATIONS,
     Cells,
+    Dequantisation,
     Examples,
     GaussianReference,
     Scores,
     Split,
+    UniformDequantisation,
     mean_interval,
     nested_split,
     probe_half_width,
@@ -138,6 +141,7 @@ def likelihood(
         config.likelihood.start < len(dataset),
         f"`likelihood.start` must be < {len(dataset)}, the size of the data, got {config.likelihood.start}",
     )
+    _tell_misfit(loaded.trained, None if ledger else config.likelihood.dequantisation)
     what = data_file.stem if data_file else config.likelihood.split
     folder = out or loaded.folder / f"likelihood_{what}_seed{config.seed}"
     source = file_facts(data_file) | {"ema": ema, "split": what, "seed": config.seed}
@@ -161,6 +165,23 @@ def _refuse_contradictions(exact: bool, data_file: Path | None, given: dict[str,
     for key in ("probes", "replicates"):
         require(given["tol"] is None or given[key] is None, f"--tol chooses the {key} itself; drop --{key} or --tol")
     require(given["max_solves"] is None or given["tol"] is not None, "--max-solves goes with --tol; give it as well")
+
+
+def _tell_misfit(trained: Trained, scored: Dequantisation | None) -> None:
+    """Say if another noise than that of `likelihood.dequantisation` fits the model.
+
+    Raises:
+        InputError: The noise is one that the checkpoint or its data cannot have.
+    """
+    noise = trained.config.training.dequantise
+    _ = trained.dequantisation
+    if scored is None or trained.spec.levels is None or isinstance(scored, DEQUANTISATIONS[noise.scored_by]):
+        return
+    name = next(name for name, row in DEQUANTISATIONS.items() if type(scored) is row)
+    click.echo(
+        f"the model was trained on {noise.trained_on}: likelihood.dequantisation={noise.scored_by} fits it, {name} "
+        "noise costs bits"
+    )
 
 
 def _refuse_repeats(overrides: list[str]) -> None:
@@ -204,6 +225,7 @@ def _score_all(loaded: Loaded, dataset: Dataset, reference: GaussianReference | 
     trained = loaded.trained
     options, spec = trained.config.likelihood, trained.spec
     examples = _examples(loaded, dataset)
+    flat = dataclasses.replace(examples, dequantisation=UniformDequantisation(), draws=1)  # what the Gaussian is of
     stop = len(dataset) if options.limit is None else min(len(dataset), options.start + options.limit)
     with tqdm(total=stop - options.start, initial=len(store), unit="img", disable=None) as bar:
         for start in range(options.start + len(store), stop, options.batch):
@@ -226,7 +248,7 @@ def _score_all(loaded: Loaded, dataset: Dataset, reference: GaussianReference | 
             if options.divergence.exact:
                 rows["standard_error_nats"] = torch.zeros(count, dtype=torch.float64)
             if reference is not None:
-                x = examples.noised(start, count, trained.model.sde).x[0]
+                x = flat.noised(start, count, trained.model.sde).x[0]
                 rows["gaussian_bits_per_dim"] = spec.bits_per_dim(reference.log_prob(x.cpu()))
             store.append(**{name: value.cpu().numpy() for name, value in rows.items()})
             bar.update(count)
@@ -235,7 +257,7 @@ def _score_all(loaded: Loaded, dataset: Dataset, reference: GaussianReference | 
 def _examples(loaded: Loaded, dataset: Dataset) -> Examples:
     config = loaded.trained.config
     options, order = config.likelihood, torch.arange(len(dataset))
-    return Examples(dataset, order, options.dequantisation, options.draws, config.seed, loaded.device)
+    return Examples(dataset, order, loaded.trained.dequantisation, options.draws, config.seed, loaded.device)
 
 
 def _rows(replicates: list[Scores]) -> dict[str, Tensor]:

@@ -155,7 +155,7 @@ def _in_random_order(loaded: Loaded, dataset: Dataset) -> Examples:
     options = config.likelihood
     stop = len(dataset) if options.limit is None else min(len(dataset), options.start + options.limit)
     order = torch.randperm(stop - options.start, generator=generator(config.seed, _ORDER)) + options.start
-    return Examples(dataset, order, options.dequantisation, options.draws, config.seed, loaded.device)
+    return Examples(dataset, order, loaded.trained.dequantisation, options.draws, config.seed, loaded.device)
 
 
 def _named(split: str, start: int, count: int, total: int) -> str:

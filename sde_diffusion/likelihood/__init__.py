@@ -13,6 +13,7 @@ from sde_diffusion.likelihood.dequantisation import (
 )
 from sde_diffusion.likelihood.divergence import Divergence, ExactTrace, Hutchinson
 from sde_diffusion.likelihood.flow import Likelihood, log_likelihood
+from sde_diffusion.likelihood.flow_dequantisation import BinFlow, FlowDequantisation
 from sde_diffusion.likelihood.gaussian import GaussianReference
 from sde_diffusion.likelihood.ledger import LedgerOptions, LedgerRow, ledger
 from sde_diffusion.likelihood.scoring import Examples, Scores
@@ -25,11 +26,13 @@ DIVERGENCES: dict[str, type[Divergence]] = {"hutchinson": Hutchinson, "exact": E
 DEQUANTISATIONS: dict[str, type[Dequantisation]] = {
     "uniform": UniformDequantisation,
     "truncated_normal": TruncatedNormal,
+    "flow": FlowDequantisation,
 }
 
 __all__ = [
     "DEQUANTISATIONS",
     "DIVERGENCES",
+    "BinFlow",
     "Bound",
     "Cells",
     "Dequantisation",
@@ -37,6 +40,7 @@ __all__ = [
     "Divergence",
     "ExactTrace",
     "Examples",
+    "FlowDequantisation",
     "GaussianReference",
     "Goal",
     "Hutchinson",

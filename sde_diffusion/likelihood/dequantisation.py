@@ -12,11 +12,12 @@ Reference: Theis et al. 2016, arXiv:1511.01844, section 3.1; Ho et al. 2019 (Flo
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_diffusion.data import DataSpec
 from sde_diffusion.data.loader import dequantisation_stream
@@ -62,6 +63,26 @@ class Dequantisation(ABC):
     def __post_init__(self) -> None:
         require_one_of("coupling", self.coupling, get_args(Coupling))
 
+    def bind(self, parts: Mapping[str, nn.Module]) -> "Dequantisation":
+        """The same with what it needs of the modules that were trained beside a model; itself if that is nothing.
+
+        Raises:
+            InputError: They lack it.
+        """
+        return self
+
+    def check(self, spec: DataSpec) -> None:
+        """Refuse data that cannot have it.
+
+        Raises:
+            InputError: They are continuous, and it has no meaning for them.
+        """
+        require(
+            spec.levels is not None or not self.needs_bins,
+            f"`dequantisation` must be uniform for {spec.name}: its values are continuous and have no bins to shape "
+            "noise in",
+        )
+
     def draw(
         self, spec: DataSpec, sde: SDE, values: Tensor, *, seed: int, start: int = 0, draws: int = 1
     ) -> Dequantised:
@@ -84,11 +105,7 @@ class Dequantisation(ABC):
         """
         require_positive(draws=draws)
         if spec.levels is None:
-            require(
-                not self.needs_bins,
-                f"`dequantisation` must be uniform for {spec.name}: its values are continuous and have no bins to cut "
-                "noise off at",
-            )
+            self.check(spec)
             x = spec.to_model(values)
             return Dequantised(x.expand(draws, *x.shape), x.new_zeros(draws, len(x), dtype=torch.float64))
         u = uniform_draws(self.coupling, values, seed=seed, start=start, draws=draws)

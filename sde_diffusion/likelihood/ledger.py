@@ -145,6 +145,7 @@ def ledger_entries(
     divergence: Divergence,
     ode: AdaptiveODE,
     options: LedgerOptions | None = None,
+    learned: Dequantisation | None = None,
     seed: int = 0,
 ) -> list[Entry]:
     """The rows that exist for data of this kind, to be computed batch by batch.
@@ -156,6 +157,7 @@ def ledger_entries(
         divergence, ode: Of the rows that solve the probability flow. The importance-weighted row takes two probes where
             `divergence` has one.
         options: What to spend.
+        learned: Noise that was trained with the model, bound to it: a row, and the noise of the weighted one.
         seed: Of all random numbers.
     """
     options = options or LedgerOptions()
@@ -172,12 +174,13 @@ def ledger_entries(
         Entry(
             "flow, uniform", "≥ −log₂ P(n) of the flow, u uniform", _flow(model, UniformDequantisation(), divergence)
         ),
+        *_learned(model, learned, divergence),
         Entry(
             "flow, truncated normal",
             f"≥ −log₂ P(n) of the flow at t = {narrow.sde.t_min:.2g}; fits models of the bins' centres",
             _flow(narrow, TruncatedNormal(), divergence),
         ),
-        _weighted(model, divergence),
+        _weighted(model, learned or UniformDequantisation(), divergence),
         Entry("SDE bound, uniform", "≥ −log₂ P(n) of the reverse SDE, by the density of n + u", _dequantised(model)),
         Entry(
             "SDE bound, decoder",
@@ -200,19 +203,29 @@ def _flow(model: _Model, noise: Dequantisation, divergence: Divergence) -> Score
     return score
 
 
-def _weighted(model: _Model, divergence: Divergence) -> Entry:
+def _learned(model: _Model, noise: Dequantisation | None, divergence: Divergence) -> Iterator[Entry]:
+    if noise is not None:
+        yield Entry(
+            "flow, learned noise",
+            "≥ −log₂ P(n) of the flow, u from the flow trained with it",
+            _flow(model, noise, divergence),
+        )
+
+
+def _weighted(model: _Model, noise: Dequantisation, divergence: Divergence) -> Entry:
     if isinstance(divergence, Hutchinson):
         divergence = replace(divergence, probes=max(2, divergence.probes))
     draws = model.options.importance_draws
     loss = "" if divergence.exact else f" + log₂ {draws}/D"  # what weights of their own probes may cost
 
     def score(values: Tensor, start: int) -> RowScores:
-        drawn, results = model.flow(UniformDequantisation(), divergence, draws, values, start)
+        drawn, results = model.flow(noise, divergence, draws, values, start)
         log_probs = torch.stack([result.per_probe for result in results])
         bound = importance_weighted(log_probs, drawn.log_q, exact=divergence.exact)
         return RowScores(model.bits(bound), sum(result.nfe for result in results))
 
-    bounds = f"≥ −log₂ P(n) of the flow, on average ≤ the uniform row{loss}"
+    row = "learned noise's" if noise.needs_bins else "uniform"
+    bounds = f"≥ −log₂ P(n) of the flow, on average ≤ the {row} row{loss}"
     return Entry(f"flow, {draws} weighted draws", bounds, score)
 
 

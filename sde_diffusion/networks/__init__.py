@@ -8,6 +8,7 @@ another along the first dimension of the event, (B, heads · shape[0], *shape[1:
 from torch import nn
 
 from sde_diffusion.networks.classifier import CLASSIFIERS, Encoder, VectorClassifier
+from sde_diffusion.networks.coupling import CouplingFlow
 from sde_diffusion.networks.dit import DiT
 from sde_diffusion.networks.embedding import EMBEDDINGS
 from sde_diffusion.networks.mlp import MLP
@@ -21,6 +22,7 @@ __all__ = [
     "EMBEDDINGS",
     "MLP",
     "NETWORKS",
+    "CouplingFlow",
     "DDPMpp",
     "DiT",
     "Encoder",

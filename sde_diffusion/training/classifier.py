@@ -69,7 +69,7 @@ class ClassifierTrainer(Trainer):
             batch=self.config.batch,
             seed=self.seed,
             device=self.device,
-            dequantise=self.config.dequantise,
+            dequantise=self.config.dequantise.uniform,
             limit=self.config.validation_examples,
         ):
             assert batch.label is not None

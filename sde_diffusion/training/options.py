@@ -7,6 +7,7 @@ from typing import Literal
 from sde_diffusion.errors import require, require_positive
 from sde_diffusion.losses import Denoising, ImportanceTime, LikelihoodWeighting, Objective, TimeSampler, Weighting
 from sde_diffusion.solvers import PerSampleODE, Solver
+from sde_diffusion.training.dequantise import TrainingNoise, UniformNoise
 from sde_diffusion.training.ema import check_averages
 
 SNAPSHOTS = 16  # of a run, where nothing else is asked for
@@ -40,7 +41,8 @@ class TrainingConfig:
         snapshot_every: Steps between snapshots of those, which that takes, 2 bytes a weight and average each; null for
             a sixteenth of `steps`, 0 for never.
         precision: Of the network's forward pass; all else stays in float32.
-        dequantise: Train on n + u, u uniform in a level; else on the levels' centres.
+        dequantise: What is made of discrete values; a row of `TRAINING_NOISES`. `true` and `false` are the names
+            `uniform` and `centre` of older configs.
         flip: Mirror images at random.
         label_dropout: Share of labels hidden in training of a conditional model.
         workers: Processes that read data that do not fit in memory.
@@ -66,7 +68,7 @@ class TrainingConfig:
     ema_profiles: tuple[float, ...] = (0.05, 0.1)
     snapshot_every: int | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
-    dequantise: bool = True
+    dequantise: TrainingNoise = UniformNoise()
     flip: bool = False
     label_dropout: float = 0.1
     workers: int = 0

@@ -20,6 +20,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sde_diffusion.data import Batch, Dataset, sweep, training_batches
 from sde_diffusion.errors import InputError, require
+from sde_diffusion.likelihood import BinFlow
+from sde_diffusion.likelihood.flow_dequantisation import PART
 from sde_diffusion.losses import DSMLoss, TimeSampler
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.pictures import save_samples
@@ -28,6 +30,7 @@ from sde_diffusion.sampling import sample
 from sde_diffusion.solvers import SeededNoise
 from sde_diffusion.training.board import Board
 from sde_diffusion.training.checkpoint import Checkpoint
+from sde_diffusion.training.dequantise import flow_dequantised
 from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.options import LossConfig, TrainingConfig
 from sde_diffusion.training.run_folder import RunFolder
@@ -140,7 +143,7 @@ class Trainer:
             start=self.step,
             device=self.device,
             flip=config.flip,
-            dequantise=config.dequantise,
+            dequantise=config.dequantise.uniform,
             workers=config.workers,
         )
         self.folder.rewind(self.step)
@@ -239,7 +242,7 @@ class Trainer:
             batch=self.config.batch,
             seed=self.seed,
             device=self.device,
-            dequantise=self.config.dequantise,
+            dequantise=self.config.dequantise.uniform,
             limit=self.config.validation_examples,
         ):
             draws = generator(self.seed, _VALIDATION, start, device=self.device)
@@ -280,7 +283,8 @@ class Trainer:
         draws: torch.Generator,
         time_sampler: TimeSampler,
     ) -> DSMLoss:
-        return self.loss.objective(
+        x, cost = self._dequantised(x, draws)
+        terms = self.loss.objective(
             _Forward(model, label if self._conditional else None, self.config.precision == "bfloat16"),
             model.sde,
             x,
@@ -290,6 +294,15 @@ class Trainer:
             generator=draws,
             levels=self.train.spec.levels,
         )
+        return terms._replace(loss=terms.loss + cost)
+
+    def _dequantised(self, x: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor | float]:
+        """The points of a batch and what they add to the loss: nothing, if no flow draws them."""
+        if PART not in self.parts:
+            return x, 0.0
+        flow = self.parts[PART]
+        assert isinstance(flow, BinFlow)
+        return flow_dequantised(flow, self.model.sde, x, generator=draws)
 
     def _hide_labels(self, label: Tensor | None, k: int) -> Tensor | None:
         if label is None or not self._conditional or self.config.label_dropout == 0:

@@ -14,6 +14,7 @@ from sde_diffusion.data import DataSpec
 from sde_diffusion.likelihood import (
     DEQUANTISATIONS,
     DIVERGENCES,
+    BinFlow,
     Dequantisation,
     Divergence,
     ExactTrace,
@@ -24,6 +25,7 @@ from sde_diffusion.likelihood import (
     probe_half_width,
 )
 from sde_diffusion.likelihood.bounds import chain_bound, continuous_bound
+from sde_diffusion.likelihood.flow_dequantisation import PART
 from sde_diffusion.likelihood.targets import Points
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers import AdaptiveODE, PerSampleODE
@@ -243,11 +245,19 @@ def _dequantisation(setting: Setting, spec: DataSpec, dequantisation: Dequantisa
     assert levels is not None
     sde = replace(sde, t_min=float(sde.time_at(torch.tensor(levels).double().log())))
     values = torch.full((2000, 1), levels // 2, device=setting.device)
-    x, log_q = dequantisation.draw(spec, sde, values, seed=1, draws=2)
+    x, log_q = dequantisation.bind({PART: _rough_flow(setting, spec)}).draw(spec, sde, values, seed=1, draws=2)
     centre = (2 * (levels // 2) + 1) / levels - 1
     outside = float(((x - centre).abs() > 1 / levels + 2**-23).sum())  # x is float32
     error, bound = mean_off((-log_q).exp().mean(0) * levels / 2, 1.0)
     return Measured(error + outside, bound + 1e-9)
+
+
+def _rough_flow(setting: Setting, spec: DataSpec) -> BinFlow:
+    """A flow of random weights: an untrained one is uniform noise."""
+    flow = BinFlow(spec, width=4).to(setting.device)
+    for i, parameter in enumerate(flow.parameters()):
+        parameter.data = 0.3 * setting.normal(*parameter.shape, seed=i).to(parameter)
+    return flow
 
 
 def _coverage(setting: Setting) -> Measured:
