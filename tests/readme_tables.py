@@ -16,6 +16,7 @@ from sde_diffusion.networks import NETWORKS
 from sde_diffusion.projections import PROJECTIONS
 from sde_diffusion.sde import BETA_SEQUENCES, BETAS, SDES
 from sde_diffusion.solvers import CORRECTORS, SOLVERS, GridSolver
+from sde_diffusion.training import TRAINING_NOISES
 
 README = Path(__file__).parents[1] / "README.md"
 NUMERICS = README.parent / "docs" / "numerics.md"
@@ -37,6 +38,7 @@ TABLES: dict[str, tuple[str, Mapping[str, Callable[..., Any]]]] = {
     "time_sampler": ("`loss.time_sampler.name`", TIME_SAMPLERS),
     "data": ("`data.name`", DATASETS),
     "format": ("`import --format`", FORMATS),
+    "training_noise": ("`training.dequantise.name`", TRAINING_NOISES),
 }
 
 
