@@ -90,12 +90,16 @@ def verify(
 
 def _examine(loaded: Loaded) -> Examination:
     """The model with held-out and training examples, dequantised as in training."""
-    trained = loaded.trained
-    rows = []
-    data = trained.config.data
+    trained, learned = loaded.trained, loaded.trained.learned_noise
+    seed, rows, data = trained.config.seed, [], trained.config.data
+    flat = trained.config.training.dequantise.uniform
     for examples, limit in ((data.load("test"), HELD_OUT), (data.load("train"), FITTED)):
-        batches = sweep(examples, batch=1024, seed=trained.config.seed, device=loaded.device, limit=limit)
-        rows.append(torch.cat([batch.x for _, batch in batches]))
+        batches = sweep(examples, batch=1024, seed=seed, device=loaded.device, dequantise=flat, limit=limit)
+        x = torch.cat([batch.x for _, batch in batches])
+        if learned is not None:
+            values = trained.spec.from_model(x)
+            x = learned.draw(trained.spec, trained.model.sde, values, seed=seed).x[0]
+        rows.append(x)
     return Examination(trained, *rows)
 
 

@@ -5,7 +5,7 @@
 is least where q_φ ∝ p_θ in the bin. Trained on the bound of −log p_θ (`training/dequantise.py`), φ learns that shape,
 and θ a density that need not be flat in the bin.
 
-Reference: Ho et al. 2019 (Flow++), arXiv:1902.00275, section 3.1; Song et al. 2021b, arXiv:2101.09258, section 5.
+Reference: Ho et al. 2019 (Flow++), arXiv:1902.00275, section 3.1; Song et al. 2021b, arXiv:2101.09258.
 """
 
 import math

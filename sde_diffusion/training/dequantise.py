@@ -82,7 +82,7 @@ class FlowNoise(TrainingNoise):
     Raises:
         InputError: The data are continuous.
 
-    Reference: Ho et al. 2019 (Flow++), arXiv:1902.00275, section 3.1; Song et al. 2021b, arXiv:2101.09258, section 5.
+    Reference: Ho et al. 2019 (Flow++), arXiv:1902.00275, section 3.1; Song et al. 2021b, arXiv:2101.09258.
     """
 
     width: int = 32

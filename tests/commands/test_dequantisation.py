@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from sde_diffusion.commands.common import load
+from sde_diffusion.commands.verify import _examine
 from tests.commands.running import TINY, invoke, succeed, train
 from tests.commands.test_likelihood import LOOSE
 
@@ -16,6 +19,12 @@ def with_flow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run on the digits with a flow beside the model, which is also to score it."""
     flow = ("--set", "training.dequantise={name: flow, width: 4}", "--set", "likelihood.dequantisation=flow")
     return train(tmp_path_factory.mktemp("runs") / "flow", *flow)
+
+
+@pytest.fixture(scope="module")
+def on_centres(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on the centres of the bins."""
+    return train(tmp_path_factory.mktemp("runs") / "centres", "--set", "training.dequantise=centre")
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +61,16 @@ def test_the_ledger_has_a_row_of_it(tmp_path: Path, with_flow: Path, trained: Pa
     assert "flow, learned noise" not in (tmp_path / "plain" / "ledger.json").read_text()
 
 
-def test_a_run_on_centres_says_what_fits_it(tmp_path: Path) -> None:
-    run = train(tmp_path / "run", "--set", "training.dequantise=centre")
+def test_verify_examines_a_run_on_points_as_it_was_trained_on(with_flow: Path, on_centres: Path) -> None:
+    flow, centres = (_examine(load(run, None, [], device="cpu")).held_out for run in (with_flow, on_centres))
+    inside = 17 / 2 * (flow - centres) + 0.5
+    torch.testing.assert_close((centres + 1) * 17 / 2 % 1, torch.full_like(centres, 0.5), rtol=0, atol=1e-5)
+    assert 0 <= inside.min() < 0.01
+    assert 0.99 < inside.max() <= 1
+
+
+def test_a_run_on_centres_says_what_fits_it(on_centres: Path) -> None:
+    run = on_centres
     told = succeed("likelihood", run, *LOOSE, "--limit", 2, "--no-reference").out
     assert "trained on the centres of the bins: likelihood.dequantisation=truncated_normal fits it" in told
     fitting = ("--dequantisation", "truncated_normal")
