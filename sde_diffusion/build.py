@@ -58,6 +58,7 @@ from sde_diffusion.sde import BETA_SEQUENCES, BETAS, SDE, SDES, VPSDE, BetaSched
 from sde_diffusion.solvers import CORRECTORS, ODES, SOLVERS, AdaptiveODE, Corrector, PerSampleODE, Solver
 from sde_diffusion.training import (
     TRAINING_NOISES,
+    WEIGHTING,
     Checkpoint,
     ClassifierTrainer,
     LossConfig,
@@ -324,8 +325,9 @@ def check_training(config: Config) -> None:
     """Refuse to train what the loss cannot train.
 
     Raises:
-        InputError: See `Objective.check`.
+        InputError: See `Objective.check` and `LossConfig.check`.
     """
+    config.loss.check(config.sde, config.training.steps * config.training.batch)
     config.loss.objective.check(config.sde, config.loss.time_sampler, learned_variance=config.model.learned_variance)
 
 
@@ -337,9 +339,13 @@ def build_parts(config: Config, spec: DataSpec, device: torch.device) -> dict[st
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, _FLOW))
-        flow = config.training.dequantise.part(spec)
-    if flow is None:
-        return {}
+        parts = {PART: config.training.dequantise.part(spec), WEIGHTING: config.loss.weighting.part()}
+    if parts[PART] is not None:
+        _require_bound(config)
+    return {name: part.to(device) for name, part in parts.items() if part is not None}
+
+
+def _require_bound(config: Config) -> None:
     loss = config.loss
     bounds = isinstance(loss.objective, Denoising) and isinstance(loss.weighting, LikelihoodWeighting)
     require(
@@ -352,7 +358,6 @@ def build_parts(config: Config, spec: DataSpec, device: torch.device) -> dict[st
         "`loss.time_sampler` must be one that does not learn, such as importance, where `training.dequantise` is flow: "
         "what it would learn from holds the flow's density",
     )
-    return {PART: flow.to(device)}
 
 
 def build_trainer(config: Config, folder: RunFolder, device: torch.device) -> Trainer:

@@ -25,19 +25,32 @@ class DiscreteTime(TimeSampler):
     def on_levels(self, sde: SDE) -> bool:
         return True
 
+    def check(self, sde: SDE, draws: int) -> None:
+        require_levels(sde, "discrete")
+
     def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
         """See `TimeSampler.draw`.
 
         Raises:
             InputError: A process without levels, or that leaves some of them out.
         """
-        if sde.levels is None:
-            raise InputError(
-                "the time sampler `discrete` needs a process with levels, such as ddpm, and this one has none; take "
-                "uniform, or another"
-            )
-        require(
-            sde.levels * sde.t_min < 1 + 1e-6,
-            f"`sde.t_min` must be ≤ 1/{sde.levels}, where the time sampler `discrete` has level 1, got {sde.t_min}",
+        levels = require_levels(sde, "discrete")
+        return (torch.floor(u * levels) + 1) / levels, torch.ones_like(u)
+
+
+def require_levels(sde: SDE, name: str) -> int:
+    """T of a process whose levels the time sampler `name` draws.
+
+    Raises:
+        InputError: A process without levels, or that leaves some of them out.
+    """
+    if sde.levels is None:
+        raise InputError(
+            f"the time sampler `{name}` needs a process with levels, such as ddpm, and this one has none; take "
+            f"uniform, or another"
         )
-        return (torch.floor(u * sde.levels) + 1) / sde.levels, torch.ones_like(u)
+    require(
+        sde.levels * sde.t_min < 1 + 1e-6,
+        f"`sde.t_min` must be ≤ 1/{sde.levels}, where the time sampler `{name}` has level 1, got {sde.t_min}",
+    )
+    return sde.levels

@@ -37,12 +37,14 @@ class DSMLoss(NamedTuple):
         error: mean_D ρ(σ s_θ + ε) alone, (B,).
         t: The times drawn, (B,).
         density: r(t), (B,); loss · r is the integrand at t.
+        trained: What training descends, (B,); the loss itself, unless its weighting is learned.
     """
 
     loss: Tensor
     error: Tensor
     t: Tensor
     density: Tensor
+    trained: Tensor
 
 
 def denoising_error(score_fn: ScoreFn, sde: SDE, x0: Tensor, t: Tensor, eps: Tensor, *, distance: str = "l2") -> Tensor:
@@ -83,4 +85,5 @@ def dsm_loss(
     t, density = time_sampler(sde, weighting, len(x0), generator=generator)
     eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
     error = denoising_error(score_fn, sde, x0, t, eps, distance=distance)
-    return DSMLoss(weighting.of_eps(sde, t) / density * error, error, t, density)
+    loss = weighting.of_eps(sde, t) / density * error
+    return DSMLoss(loss, error, t, density, trained=loss)

@@ -148,7 +148,7 @@ class Hybrid(Objective):
         error = flat_mean(lookup(DISTANCES, distance, "distance")(draw.residual))
         bound = vlb_term(sde, x0, draw.t, draw.residual.detach(), draw.fraction, levels=levels)
         loss = (weighting.of_eps(sde, draw.t) * error + self.vlb_weight * bound) / draw.density
-        return DSMLoss(loss, error, draw.t, draw.density)
+        return DSMLoss(loss, error, draw.t, draw.density, trained=loss)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,8 @@ class VLB(Objective):
     ) -> DSMLoss:
         draw = _Draw.of(score_fn, sde, x0, weighting, time_sampler, generator)
         bound = vlb_term(sde, x0, draw.t, draw.residual, draw.fraction, levels=levels)
-        return DSMLoss(bound / draw.density, flat_mean(draw.residual**2), draw.t, draw.density)
+        loss = bound / draw.density
+        return DSMLoss(loss, flat_mean(draw.residual**2), draw.t, draw.density, trained=loss)
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,6 +43,9 @@ class TimeSampler(ABC):
         """Whether it draws the levels k/T of a chain alone; r is then relative to drawing each with probability 1/T."""
         return False
 
+    def check(self, sde: SDE, draws: int) -> None:  # noqa: B027  most work for all
+        """Raise `InputError` if it cannot work for this process, in a run of so many draws."""
+
     @abstractmethod
     def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
         """Times and their densities r(t) > 0 from independent uniform numbers `u` ∈ [0, 1), each (B,)."""
@@ -56,7 +59,7 @@ class TimeSampler(ABC):
         return t.float().clamp(sde.t_min, sde.t_max), density.float()
 
 
-def _stratify(u: Tensor) -> Tensor:
+def stratify(u: Tensor) -> Tensor:
     """Move the i-th of B uniform numbers into [i/B, (i + 1)/B): each stays uniform over a random batch position."""
     return (torch.arange(len(u), device=u.device) + u) / len(u)
 
@@ -78,7 +81,7 @@ class StratifiedTime(UniformTime):
     """
 
     def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
-        return super().draw(sde, weighting, _stratify(u))
+        return super().draw(sde, weighting, stratify(u))
 
 
 @dataclass(frozen=True)
@@ -98,19 +101,25 @@ class ImportanceTime(TimeSampler):
 
     def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
         edges, cdf = (table.to(u.device) for table in _tabulate(sde, weighting))
-        u = _stratify(u) if self.stratified else u
+        u = stratify(u) if self.stratified else u
         cell = (torch.searchsorted(cdf, u, right=True) - 1).clamp(0, len(edges) - 2)
         width, mass = edges.diff()[cell], cdf.diff()[cell]
         return edges[cell] + (u - cdf[cell]) / mass * width, mass / width
 
 
 @lru_cache(maxsize=32)
-def _tabulate(sde: SDE, weighting: Weighting, cells: int = 4096) -> tuple[Tensor, Tensor]:
+def _tabulate(sde: SDE, weighting: Weighting) -> tuple[Tensor, Tensor]:
     """Cell edges (cells + 1,) and the cumulative share of λ/σ² up to each, float64."""
+    edges = cell_edges(sde)
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    cdf = torch.cat([torch.zeros(1, dtype=torch.float64), (weighting.of_eps(sde, middle) * edges.diff()).cumsum(0)])
+    return edges, cdf / cdf[-1]
+
+
+def cell_edges(sde: SDE, cells: int = 4096) -> Tensor:
+    """Edges of about `cells` cells from t_min to t_max, half of them even in t and half in log t, (cells,) float64."""
     linear = torch.linspace(sde.t_min, sde.t_max, cells // 2 + 1, dtype=torch.float64)
     logarithmic = torch.logspace(math.log10(sde.t_min), math.log10(sde.t_max), cells // 2 + 1, dtype=torch.float64)
     edges = torch.cat([linear, logarithmic[1:-1]]).sort().values
     edges[0], edges[-1] = sde.t_min, sde.t_max
-    middle = 0.5 * (edges[1:] + edges[:-1])
-    cdf = torch.cat([torch.zeros(1, dtype=torch.float64), (weighting.of_eps(sde, middle) * edges.diff()).cumsum(0)])
-    return edges, cdf / cdf[-1]
+    return edges

@@ -101,4 +101,5 @@ class ClassifierTrainer(Trainer):
         eps = torch.randn(x.shape, generator=draws, device=x.device, dtype=x.dtype)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             error = cross_entropy(model, sde, x, label, t, eps)
-        return DSMLoss(error / density, error, t, density)
+        loss = error / density
+        return DSMLoss(loss, error, t, density, trained=loss)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from sde_diffusion.errors import require, require_positive
 from sde_diffusion.losses import Denoising, ImportanceTime, LikelihoodWeighting, Objective, TimeSampler, Weighting
+from sde_diffusion.sde import SDE
 from sde_diffusion.solvers import PerSampleODE, Solver
 from sde_diffusion.training.dequantise import TrainingNoise, UniformNoise
 from sde_diffusion.training.ema import check_averages
@@ -21,6 +22,20 @@ class LossConfig:
     weighting: Weighting = LikelihoodWeighting()
     time_sampler: TimeSampler = ImportanceTime()
     distance: Literal["l2", "l1", "huber"] = "l2"
+
+    def check(self, sde: SDE, draws: int) -> None:
+        """Refuse what cannot work for a process in a run of so many draws.
+
+        Raises:
+            InputError: A weighting or time sampler that does not suit the process, the objective or the run.
+        """
+        self.weighting.check(sde)
+        require(
+            self.weighting.part() is None or not self.objective.learns_variance,
+            "`loss.weighting` uncertainty divides by the expected error of ε, which is not all of this loss.objective; "
+            "take another weighting, or loss.objective = denoising",
+        )
+        self.time_sampler.check(sde, draws)
 
 
 @dataclass(frozen=True, kw_only=True)

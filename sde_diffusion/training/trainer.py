@@ -22,7 +22,7 @@ from sde_diffusion.data import Batch, Dataset, sweep, training_batches
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.likelihood import BinFlow
 from sde_diffusion.likelihood.flow_dequantisation import PART
-from sde_diffusion.losses import DSMLoss, TimeSampler
+from sde_diffusion.losses import DSMLoss, TimeSampler, learned_loss
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.pictures import save_samples
 from sde_diffusion.rng import derive_seed, generator
@@ -35,8 +35,9 @@ from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.options import LossConfig, TrainingConfig
 from sde_diffusion.training.run_folder import RunFolder
 from sde_diffusion.training.stop import StopRequest, stop_on_signals
-from sde_diffusion.training.window import LossWindow
+from sde_diffusion.training.window import BINS, LossWindow
 
+WEIGHTING = "weighting"  # the part of a weighting that is learned
 logger = logging.getLogger(__name__)
 
 _LOSS, _DROPOUT, _LABELS, _VALIDATION = 0x7EA101, 0x7EA102, 0x7EA103, 0x7EA104  # purposes of random numbers
@@ -167,6 +168,7 @@ class Trainer:
             rows: dict[str, Any] = {}
             if self._due("log") or self.step == self.config.steps:
                 rows |= self.window.report() | {"learning_rate": self.config.learning_rate_at(self.step - 1)}
+                rows |= self._learned_by_t()
                 rows["images_per_second"] = speed.rate(self.step)
                 bar.set_postfix_str(f"loss {rows['loss']:.4g}, {rows['images_per_second']:.0f} img/s")
             with speed.paused():
@@ -217,8 +219,8 @@ class Trainer:
             torch.manual_seed(derive_seed(self.seed, _DROPOUT, k))  # dropout knows no generators
             for piece in torch.arange(len(batch.x), device=self.device).chunk(config.accumulate):
                 labels = None if label is None else label[piece]
-                part = self._terms(self.model, batch.x[piece], labels, draws, time_sampler)
-                (part.loss.sum() / len(batch.x)).backward()  # type: ignore[no-untyped-call]
+                part = self._learned(self._terms(self.model, batch.x[piece], labels, draws, time_sampler))
+                (part.trained.sum() / len(batch.x)).backward()  # type: ignore[no-untyped-call]
                 terms.append(part)
         norm = torch.nn.utils.clip_grad_norm_(self._trained().values(), config.clip or math.inf)
         for group in self.optimizer.param_groups:
@@ -294,7 +296,8 @@ class Trainer:
             generator=draws,
             levels=self.train.spec.levels,
         )
-        return terms._replace(loss=terms.loss + cost)
+        loss = terms.loss + cost
+        return terms._replace(loss=loss, trained=loss)
 
     def _dequantised(self, x: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor | float]:
         """The points of a batch and what they add to the loss: nothing, if no flow draws them."""
@@ -303,6 +306,21 @@ class Trainer:
         flow = self.parts[PART]
         assert isinstance(flow, BinFlow)
         return flow_dequantised(flow, self.model.sde, x, generator=draws)
+
+    def _learned(self, terms: DSMLoss) -> DSMLoss:
+        """The terms with what a weighting that is learned makes of them."""
+        if WEIGHTING not in self.parts:
+            return terms
+        learned = learned_loss(self.model.sde, self.loss.weighting, self.parts[WEIGHTING], terms)
+        return terms._replace(trained=learned)
+
+    @torch.no_grad()
+    def _learned_by_t(self) -> dict[str, Any]:
+        """u(t) of a weighting that is learned, in the middle of the bins of the errors by t."""
+        if WEIGHTING not in self.parts:
+            return {}
+        t = self.model.sde.t_max * (torch.arange(BINS, device=self.device) + 0.5) / BINS
+        return {"log_variance_by_t": self.parts[WEIGHTING](self.model.sde, t).tolist()}
 
     def _hide_labels(self, label: Tensor | None, k: int) -> Tensor | None:
         if label is None or not self._conditional or self.config.label_dropout == 0:

@@ -7,6 +7,7 @@ from sde_diffusion.errors import RunError
 from sde_diffusion.losses import DSMLoss
 
 BINS = 10  # equal bins of t in which the error is reported
+SUMS = 5 + 3 * BINS
 HELD = 64  # steps whose terms stay on the device; then they are summed, which waits for it
 
 
@@ -14,13 +15,14 @@ class LossWindow:
     """Means over the steps since the last report: the loss, the gradient's norm and the error of ε by t.
 
     `sums` is all it knows of the steps gone by, so that a run that resumes in the middle of a window reports the same
-    numbers: (samples, Σ loss, steps, Σ norm, samples in each bin of t, Σ error in each), (4 + 2 · 10,) float64.
+    numbers: (samples, Σ loss, steps, Σ norm, samples in each bin of t, Σ error in each, Σ loss in each, Σ trained),
+    (5 + 3 · 10,) float64.
     """
 
     def __init__(self, t_max: float) -> None:
         self._t_max = t_max
         self._held: list[tuple[int, DSMLoss, Tensor]] = []
-        self._sums = torch.zeros(4 + 3 * BINS, dtype=torch.float64)
+        self._sums = torch.zeros(SUMS, dtype=torch.float64)
 
     def add(self, step: int, terms: DSMLoss, grad_norm: Tensor) -> None:
         """Take in step `step`, counted from 0: its terms, each (B,), and the gradient's norm before clipping, ().
@@ -45,7 +47,9 @@ class LossWindow:
     @sums.setter
     def sums(self, value: Tensor) -> None:
         self._held.clear()
-        self._sums = value.detach().cpu().double().clone()
+        value = value.detach().cpu().double()
+        older = len(value) < SUMS  # without what was descended, which then was the loss
+        self._sums = torch.cat([value, value[1:2]]) if older else value.clone()
 
     def report(self) -> dict[str, float | list[float | None]]:
         """Means over the window, which is then empty; nothing if it was.
@@ -53,12 +57,13 @@ class LossWindow:
         Raises:
             RunError: As `sums`.
         """
-        samples, loss, steps, norm, *bins = self.sums.tolist()
+        samples, loss, steps, norm, *bins, trained = self.sums.tolist()
         counts, errors, losses = bins[:BINS], bins[BINS : 2 * BINS], bins[2 * BINS :]
         self._sums.zero_()
         if not steps:
             return {}
-        return {
+        learned = {} if trained == loss else {"trained_loss": trained / samples}
+        return learned | {
             "loss": loss / samples,
             "grad_norm": norm / steps,
             "error_by_t": [error / count if count else None for count, error in zip(counts, errors, strict=True)],
@@ -70,17 +75,18 @@ class LossWindow:
         if not self._held:
             return
         sizes = [len(terms.loss) for _, terms, _ in self._held]
-        held = [(terms.loss, terms.error, terms.t) for _, terms, _ in self._held]
-        loss, error, t = (torch.cat(column).cpu() for column in zip(*held, strict=True))
+        held = [(terms.loss, terms.error, terms.t, terms.trained) for _, terms, _ in self._held]
+        columns = [torch.cat(column).cpu() for column in zip(*held, strict=True)]
         norms = torch.stack([norm for _, _, norm in self._held]).cpu()
-        parts = zip(*(torch.split(column, sizes) for column in (loss, error, t)), norms, strict=True)
-        for (step, _, _), (loss, error, t, norm) in zip(self._held, parts, strict=True):
+        parts = zip(*(torch.split(column, sizes) for column in columns), norms, strict=True)
+        for (step, _, _), (loss, error, t, trained, norm) in zip(self._held, parts, strict=True):
             _check_finite(step, loss, t, norm)
             bins = (t * (BINS / self._t_max)).long().clamp(0, BINS - 1)
             self._sums[:4] += torch.stack([torch.tensor(len(t)), loss.double().sum(), torch.tensor(1), norm.double()])
             self._sums[4 : 4 + BINS] += torch.bincount(bins, minlength=BINS)
             self._sums[4 + BINS : 4 + 2 * BINS] += torch.bincount(bins, weights=error.double(), minlength=BINS)
-            self._sums[4 + 2 * BINS :] += torch.bincount(bins, weights=loss.double(), minlength=BINS)
+            self._sums[4 + 2 * BINS : -1] += torch.bincount(bins, weights=loss.double(), minlength=BINS)
+            self._sums[-1] += trained.double().sum()
         self._held.clear()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool1d
 
 from sde_diffusion.errors import InputError
 from sde_diffusion.losses import (
@@ -21,81 +22,122 @@ from sde_diffusion.losses import (
     DSMLoss,
     ImportanceTime,
     LikelihoodWeighting,
+    LogNormalTime,
+    SecondMomentTime,
+    SimpleWeighting,
     StratifiedTime,
     TimeSampler,
     UniformTime,
     Weighting,
     dsm_loss,
 )
+from sde_diffusion.losses.time_sampling import cell_edges
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
 from sde_diffusion.sde import DDPM, SDE, VPSDE, LinearBetas
 from tests.conftest import assert_mean, f64
 
+LAW = LogNormalTime(p_mean=0.0, p_std=3.0)  # far wider than any process, so that no time is drawn too seldom
+
 # every row of `TIME_SAMPLERS` with its defaults, and the variants that change formulas
 SAMPLERS: dict[str, TimeSampler] = {name: cls() for name, cls in TIME_SAMPLERS.items()} | {
-    "importance-independent": ImportanceTime(stratified=False)
+    "importance-independent": ImportanceTime(stratified=False),
+    "log_normal": LAW,
+    "log_normal-stratified": replace(LAW, stratified=True),
+    "loss_second_moment-independent": SecondMomentTime(bins=7, stratified=False),
 }
 DRAWS = 20_000
 KOLMOGOROV = math.sqrt(-0.5 * math.log(0.5 * 6.3e-5))  # of √n D at the probability of 4 standard errors
 MEAN, STD = f64([0.5, -0.3]), 0.6
 
 
-@pytest.fixture(params=SAMPLERS)
-def sampler(request: pytest.FixtureRequest, sde: SDE) -> TimeSampler:
-    sampler = SAMPLERS[request.param]
+# every sampler with the plain weight and one that is steep; the density of the one that reads the weight with all
+STEEP = ("simple", "likelihood")
+CASES = [(sampler, weighting) for sampler in SAMPLERS for weighting in STEEP]
+DENSITIES = [*CASES, *(("importance", weighting) for weighting in WEIGHTINGS if weighting not in STEEP)]
+# a weight that grows with the noise needs draws there (importance), but for the right score, whose error vanishes there
+INTEGRALS = [
+    *((case, factor) for case in CASES for factor in (0.0, 0.7, 1.0)),
+    *((case, factor) for case in DENSITIES[len(CASES) :] for factor in (0.0, 0.7)),
+    *((("uniform", weighting), 1.0) for _, weighting in DENSITIES[len(CASES) :]),
+]
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def case(request: pytest.FixtureRequest, sde: SDE) -> tuple[TimeSampler, Weighting]:
+    """A time sampler and a weighting."""
+    name, weighting = request.param
+    sampler = SAMPLERS[name]
     if sampler.on_levels(sde) and sde.levels is None:
-        with pytest.raises(InputError, match=f"`{request.param}` needs a process with levels, such as ddpm"):
+        with pytest.raises(InputError, match=f"`{name}` needs a process with levels, such as ddpm"):
             draw(sampler, sde, LikelihoodWeighting())
         pytest.skip("it draws the levels of a chain, and this process has none")
-    return sampler
+    return sampler, WEIGHTINGS[weighting]()
 
 
-@pytest.fixture(params=WEIGHTINGS)
-def weighting(request: pytest.FixtureRequest) -> Weighting:
-    return WEIGHTINGS[request.param]()
+def learnt(sampler: TimeSampler, sde: SDE) -> TimeSampler:
+    """The sampler after losses that differ by factors."""
+    state = sampler.initial_state(sde)
+    if state is None:
+        return sampler
+    t, _ = sampler(sde, SimpleWeighting(), 40 * len(state), generator=generator(5))
+    loss = torch.exp(torch.randn(len(t), generator=generator(6)) + 3 * t)
+    taught = sampler.at(sampler.updated(sde, state, t, loss=loss))
+    densities = [s(sde, SimpleWeighting(), 100, generator=generator(7))[1] for s in (sampler, taught)]
+    assert not torch.equal(*densities), "it has learnt nothing"
+    return taught
 
 
 def draw(sampler: TimeSampler, sde: SDE, weighting: Weighting, count: int = DRAWS) -> tuple[Tensor, Tensor]:
     return sampler(sde, weighting, count, generator=generator(1))
 
 
-def test_times_are_in_range_and_float32(sde: SDE, sampler: TimeSampler, weighting: Weighting) -> None:
-    t, density = draw(sampler, sde, weighting)
-    assert t.shape == density.shape == (DRAWS,)
-    assert t.dtype == density.dtype == torch.float32
-    assert float(torch.tensor(sde.t_min)) <= t.min() <= t.max() <= sde.t_max
-    assert (density > 0).all()
+@pytest.mark.parametrize("case", DENSITIES, ids="-".join, indirect=True)
+def test_times_are_in_range_and_float32(sde: SDE, case: tuple[TimeSampler, Weighting]) -> None:
+    for sampler in (case[0], learnt(case[0], sde)):
+        t, density = draw(sampler, sde, case[1])
+        assert t.shape == density.shape == (DRAWS,)
+        assert t.dtype == density.dtype == torch.float32
+        assert float(torch.tensor(sde.t_min)) <= t.min() <= t.max() <= sde.t_max
+        assert (density > 0).all()
 
 
-def test_density_is_that_of_the_draws(sde: SDE, sampler: TimeSampler, weighting: Weighting) -> None:
+@pytest.mark.parametrize("case", DENSITIES, ids="-".join, indirect=True)
+def test_density_is_that_of_the_draws(sde: SDE, case: tuple[TimeSampler, Weighting]) -> None:
     """∫ r up to the i-th smallest draw, by the trapezoidal rule over the draws, is i/n (Kolmogorov–Smirnov).
 
-    Where it draws levels, the share of draws up to each is the sum of r/T.
+    Of the levels of a chain, (1/T) Σ r up to each is the share of draws up to there.
     """
+    sampler, weighting = learnt(case[0], sde), case[1]
     t, density = draw(sampler, sde, weighting)
-    order = t.argsort()
     if sampler.on_levels(sde):
-        assert sde.levels is not None
-        level, count = (t.double() * sde.levels).round().unique(return_counts=True)
-        torch.testing.assert_close(t.double().unique() * sde.levels, level, rtol=1e-6, atol=0)
-        share = density[order][count.cumsum(0) - 1].double().cumsum(0) / sde.levels
-        assert (share - count.cumsum(0) / DRAWS).abs().max() < KOLMOGOROV / math.sqrt(DRAWS)
+        level = (t.double() * sde.levels).round()
+        torch.testing.assert_close(level / sde.levels, t.double(), rtol=1e-7, atol=0)
+        at = torch.zeros(sde.levels, dtype=torch.float64).index_put((level.long() - 1,), density.double() / sde.levels)
+        share = torch.bincount(level.long() - 1, minlength=sde.levels) / DRAWS
+        assert (at.cumsum(0) - share.cumsum(0)).abs().max() < KOLMOGOROV / math.sqrt(DRAWS)
         return
+    order = t.argsort()
     cdf = torch.cumulative_trapezoid(density[order].double(), t[order].double())
     expected = torch.arange(1, DRAWS, dtype=torch.float64) / DRAWS
     assert (cdf - expected).abs().max() < KOLMOGOROV / math.sqrt(DRAWS)
 
 
-def test_density_integrates_to_one(sde: SDE, sampler: TimeSampler, weighting: Weighting) -> None:
-    """E_r[1/r] is the length of the interval, or 1 for levels; every draw says so exactly where r is constant."""
-    sde = replace(sde, t_min=1e-3)  # the variance of 1/r is of order 1/t_min
-    _, density = draw(sampler, sde, weighting)
-    span = 1.0 if sampler.on_levels(sde) else sde.t_max - sde.t_min
-    if density.min() == density.max():
-        assert float(density[0]) * span == pytest.approx(1, rel=1e-6)
-    else:
-        assert_mean(1 / density, span)
+def test_density_integrates_to_one(sde: SDE, case: tuple[TimeSampler, Weighting]) -> None:
+    """E_r[1/r] is the length of the interval, or the 1 of (1/T) Σ 1; every draw says so exactly where r is constant."""
+    sde = milder(sde)
+    for sampler in (case[0], learnt(case[0], sde)):
+        _, density = draw(sampler, sde, case[1])
+        span = 1.0 if sampler.on_levels(sde) else sde.t_max - sde.t_min
+        if density.min() == density.max():
+            assert float(density[0]) * span == pytest.approx(1, rel=1e-6)
+        else:
+            assert_mean(1 / density, span)
+
+
+def milder(sde: SDE) -> SDE:
+    """The process from t = 10⁻³ on: by uniform draws, λ/σ² ~ 1/t has a variance of order 1/t_min."""
+    return sde if sde.levels else replace(sde, t_min=1e-3)
 
 
 def loss(sde: SDE, sampler: TimeSampler, weighting: Weighting, *, factor: float, **options: Any) -> DSMLoss:
@@ -114,47 +156,29 @@ def loss(sde: SDE, sampler: TimeSampler, weighting: Weighting, *, factor: float,
 
 
 def integral(sde: SDE, weighting: Weighting, factor: float, *, levels: bool = False) -> float:
-    """∫ λ/σ² E|e|²/D dt by the trapezoidal rule in log t: relative error below 1e-6. Over `levels`, their mean."""
+    """∫ λ/σ² E|e|²/D dt by the trapezoidal rule in log t: relative error below 1e-6. Or its mean over the levels."""
     u = torch.linspace(math.log(sde.t_min), math.log(sde.t_max), 100_001, dtype=torch.float64)
-    t = u.exp()
-    if levels:
-        assert sde.levels is not None
-        t = torch.arange(1, sde.levels + 1, dtype=torch.float64) / sde.levels
+    t = torch.arange(1, 1 + sde.levels, dtype=torch.float64) / sde.levels if levels and sde.levels else u.exp()
     c = sde.std(t) ** 2 / (sde.mean_coef(t) ** 2 * STD**2 + sde.std(t) ** 2)
     error = (1 - factor * c) ** 2 + factor**2 * c * (1 - c)
-    values = weighting.of_eps(sde, t) * error
-    return float(values.mean() if levels else torch.trapezoid(values * t, u))
+    integrand = weighting.of_eps(sde, t) * error
+    return float(integrand.mean() if levels else torch.trapezoid(integrand * t, u))
 
 
-def test_every_level_is_trained() -> None:
-    with pytest.raises(InputError, match=r"`sde\.t_min` must be ≤ 1/10, where the time sampler `discrete` has level 1"):
-        draw(TIME_SAMPLERS["discrete"](), DDPM(steps=10, t_min=0.2), LikelihoodWeighting())
-
-
-def test_the_mean_over_levels_tends_to_the_integral() -> None:
-    """For `simple` the Riemann sum of the levels is off by O(1/T): half as much with twice the levels."""
-    gaps = []
-    for scale in (1, 2):
-        beta = LinearBetas(first=1e-4 / scale, last=0.02 / scale)
-        sde = DDPM(steps=1000 * scale, beta=beta)
-        gaps.append(
-            integral(sde, WEIGHTINGS["simple"](), 0.7, levels=True) - integral(sde, WEIGHTINGS["simple"](), 0.7)
-        )
-    assert gaps[0] / gaps[1] == pytest.approx(2, rel=0.05)
-
-
-@pytest.mark.parametrize("factor", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize(("case", "factor"), INTEGRALS, ids=str, indirect=["case"])
 def test_every_sampler_estimates_the_same_integral(
-    sde: SDE, sampler: TimeSampler, weighting: Weighting, factor: float
+    sde: SDE, case: tuple[TimeSampler, Weighting], factor: float
 ) -> None:
-    sde = replace(sde, t_min=1e-3)  # by uniform draws, λ/σ² ~ 1/t has a variance of order 1/t_min
+    sde, weighting = milder(sde), case[1]
+    sampler = learnt(case[0], sde)
     exact = integral(sde, weighting, factor, levels=sampler.on_levels(sde))
     assert_mean(loss(sde, sampler, weighting, factor=factor).loss, exact)
 
 
-def test_the_right_score_is_stationary(sde: SDE, sampler: TimeSampler, weighting: Weighting) -> None:
+def test_the_right_score_is_stationary(sde: SDE, case: tuple[TimeSampler, Weighting]) -> None:
     """The slope of the loss in the factor, and in a shift, is zero at the right score, and not beside it."""
-    sde = replace(sde, t_min=1e-3)
+    sde, weighting = milder(sde), case[1]
+    sampler = learnt(case[0], sde)
 
     def slope(at: float, **step: float) -> Tensor:  # exact, for a quadratic
         losses = [
@@ -169,9 +193,39 @@ def test_the_right_score_is_stationary(sde: SDE, sampler: TimeSampler, weighting
     assert float(elsewhere.mean()) < -8 * float(elsewhere.std()) / math.sqrt(DRAWS)
 
 
+def test_every_level_is_trained() -> None:
+    for name in ("discrete", "loss_second_moment"):
+        sde, message = (
+            DDPM(steps=10, t_min=0.2),
+            rf"must be ≤ 1/10, where the time sampler `{name}` has level 1, got 0.2",
+        )
+        with pytest.raises(InputError, match=message):
+            TIME_SAMPLERS[name]().check(sde, 1000)
+        TIME_SAMPLERS[name]().check(DDPM(steps=10), 1000)
+    with pytest.raises(InputError, match=r"`sde\.t_min` must be ≤ 1/10"):
+        draw(TIME_SAMPLERS["discrete"](), sde, LikelihoodWeighting())
+
+
+def test_the_mean_over_levels_tends_to_the_integral() -> None:
+    """For `simple` the Riemann sum of the levels is off by O(1/T): half as much with twice the levels."""
+    gaps = []
+    for scale in (1, 2):
+        beta = LinearBetas(first=1e-4 / scale, last=0.02 / scale)
+        sde = DDPM(steps=1000 * scale, beta=beta)
+        gaps.append(
+            integral(sde, WEIGHTINGS["simple"](), 0.7, levels=True) - integral(sde, WEIGHTINGS["simple"](), 0.7)
+        )
+    assert gaps[0] / gaps[1] == pytest.approx(2, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("stratified", "independent"),
-    [(StratifiedTime(), UniformTime()), (ImportanceTime(), ImportanceTime(stratified=False))],
+    [
+        (StratifiedTime(), UniformTime()),
+        (ImportanceTime(), ImportanceTime(stratified=False)),
+        (LogNormalTime(stratified=True), LogNormalTime()),
+        (SecondMomentTime(), SecondMomentTime(stratified=False)),
+    ],
 )
 def test_stratified_draws_fall_one_in_each_stratum(stratified: TimeSampler, independent: TimeSampler) -> None:
     """The i-th of B draws is the independent one at the uniform number (i + u)/B."""
@@ -225,14 +279,16 @@ def test_importance_is_uniform_for_a_constant_weight(sde: SDE) -> None:
     torch.testing.assert_close(density, torch.full_like(density, 1 / (sde.t_max - sde.t_min)))
 
 
-def test_importance_follows_the_weight(sde: SDE, weighting: Weighting) -> None:
-    """r ∝ λ/σ² to half the largest relative change within a cell.
-
-    That is 2048⁻¹ over the distance 2/999 to the pole of the cosine β; elsewhere cells are far narrower.
-    """
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_importance_follows_the_weight(sde: SDE, name: str) -> None:
+    """λ/(σ² r) is the integral of λ/σ², but for what the weight changes within a cell, or the next one by rounding."""
+    weighting, edges = WEIGHTINGS[name](), cell_edges(sde)
     t, density = draw(ImportanceTime(), sde, weighting)
-    ratio = weighting.of_eps(sde, t.double()) / density
-    assert (ratio / ratio.mean() - 1).abs().max() < 0.5 / 2048 / (2 / 999)
+    total = (weighting.of_eps(sde, 0.5 * (edges[1:] + edges[:-1])) * edges.diff()).sum()
+    change = max_pool1d(weighting.of_eps(sde, edges).log().diff().abs()[None], 3, stride=1, padding=1)[0]
+    off = (weighting.of_eps(sde, t.double()) / density / total).log().abs()
+    assert (off < change[torch.searchsorted(edges, t.double()).clamp(min=1) - 1] + 1e-5).all()
+    assert off.mean() < 0.15, "the cells are finer than the weight's changes, and nearly so next to a pole"
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)

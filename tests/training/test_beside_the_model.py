@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion.config import Raw, merge
 from sde_diffusion.data import training_batches
 from sde_diffusion.errors import InputError
-from sde_diffusion.losses import DSMLoss, UniformTime
+from sde_diffusion.losses import TIME_SAMPLERS, WEIGHTINGS, DSMLoss, UniformTime
 from sde_diffusion.sde import SDE
 from sde_diffusion.training import Checkpoint, RunFolder, Trainer
-from tests.training.tiny import last_checkpoint, same_bits, timeless_metrics, trainer_for
+from tests.training.tiny import POINTS, last_checkpoint, same_bits, timeless_metrics, trainer_for
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def learning_trainer(path: Path, *, accumulate: int = 1) -> Trainer:
 
     def terms(model: nn.Module, *rest: Any) -> DSMLoss:
         found = inner(model, *rest)  # type: ignore[arg-type]
-        return found._replace(loss=found.loss * trainer.parts["scale"](found.t[:, None])[:, 0] ** 2)
+        scaled = found.loss * trainer.parts["scale"](found.t[:, None])[:, 0] ** 2
+        return found._replace(loss=scaled, trained=scaled)
 
     trainer._terms = terms  # type: ignore[method-assign,assignment]
     return trainer
@@ -107,6 +109,47 @@ def test_a_checkpoint_without_the_parts_is_refused_where_they_are_needed(tmp_pat
         learning.restore(plain.state())
     with pytest.raises(InputError, match=r"beside the model, \[\], got \['scale.bias', 'scale.weight'\]; resume"):
         plain.restore(Checkpoint(dict(sorted(learning.state().tensors.items())), {"step": 0}))
+
+
+def test_a_learned_weighting_is_trained_and_its_loss_is_that_of_its_base(tmp_path: Path) -> None:
+    """The first step has u = 0, so that two runs share it; then weights and objective go their own ways."""
+    rows = {}
+    for name, weighting in (("base", "simple"), ("learned", {"name": "uncertainty", "base": "simple"})):
+        raw = merge(POINTS, {"loss": {"weighting": weighting, "time_sampler": "uniform"}})
+        trainer = trainer_for(tmp_path / name, raw, log_every=1, learning_rate=0.1, warmup=0)
+        first = trainer.validate()
+        trainer.run()
+        rows[name] = [row for row in timeless_metrics(tmp_path / name) if "loss" in row]
+        assert trainer.validate() != first
+        assert ("parts.weighting.weight.bias" in trainer.state().tensors) == (name == "learned")
+    base, learned = rows["base"], rows["learned"]
+    assert learned[0]["loss"] == base[0]["loss"]
+    assert learned[0]["error_by_t"] == base[0]["error_by_t"]
+    assert learned[5]["trained_loss"] != learned[5]["loss"]
+    assert len(learned[5]["log_variance_by_t"]) == 10
+    assert not any({"trained_loss", "log_variance_by_t"} & row.keys() for row in base)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *({"weighting": name, "time_sampler": "importance"} for name in WEIGHTINGS),
+        *({"weighting": "simple", "time_sampler": name} for name in TIME_SAMPLERS),
+    ],
+    ids=lambda loss: "-".join(loss.values()),
+)
+def test_every_weighting_and_time_sampler_trains(tmp_path: Path, loss: Raw) -> None:
+    raw = merge(POINTS, {"loss": loss} | NEEDS.get(loss["time_sampler"], {}))
+    trainer = trainer_for(tmp_path, raw, steps=60, batch=64, validate_every=0, learning_rate=1e-2, log_every=60)
+    before = trainer.validate()["validation_loss"]
+    trainer.run()
+    assert trainer.validate()["validation_loss"] < before
+
+
+NEEDS: Raw = {
+    "loss_second_moment": {"loss": {"weighting": "simple", "time_sampler": {"name": "loss_second_moment", "bins": 20}}},
+    "discrete": {"sde": {"name": "ddpm", "steps": 50}},
+}
 
 
 def test_nothing_is_added_to_a_checkpoint_of_a_run_without_them(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_training_options_out_of_range(options: dict[str, Any], message: str) ->
 def terms(step: int, count: int = 8) -> DSMLoss:
     draws = torch.Generator().manual_seed(step)
     loss, error, t = torch.rand(3, count, generator=draws)
-    return DSMLoss(loss, error, t, torch.ones(8))
+    return DSMLoss(loss, error, t, torch.ones(8), trained=loss)
 
 
 def test_window_reports_means_and_the_error_by_time() -> None:
@@ -91,7 +91,7 @@ def test_window_reports_means_and_the_error_by_time() -> None:
     for k, step in enumerate(steps):
         window.add(k, step, torch.tensor(float(k)))
     report = window.report()
-    loss, error, t, _ = (torch.cat(column).double() for column in zip(*steps, strict=True))
+    loss, error, t, *_ = (torch.cat(column).double() for column in zip(*steps, strict=True))
     assert report["loss"] == pytest.approx(float(loss.mean()), rel=1e-10)
     assert report["grad_norm"] == pytest.approx((len(steps) - 1) / 2, rel=1e-10)
     by_t = report["error_by_t"]
@@ -103,7 +103,7 @@ def test_window_reports_means_and_the_error_by_time() -> None:
 
 def test_window_leaves_empty_bins_empty_and_puts_t_max_in_the_last() -> None:
     window = LossWindow(t_max=2.0)
-    two = DSMLoss(torch.ones(2), torch.tensor([1.0, 3.0]), torch.tensor([2.0, 0.3]), torch.ones(2))
+    two = DSMLoss(torch.ones(2), torch.tensor([1.0, 3.0]), torch.tensor([2.0, 0.3]), torch.ones(2), torch.ones(2))
     window.add(0, two, torch.zeros(()))
     assert window.report()["error_by_t"] == [None, 3.0, *[None] * 7, 1.0]
 

@@ -33,6 +33,14 @@ RUNS: dict[str, Raw] = {
     "bfloat16, huber, uniform": merge(
         DIGITS, {"training": {"precision": "bfloat16"}, "loss": {"distance": "huber", "time_sampler": "uniform"}}
     ),
+    "learned weighting, times by their losses": merge(
+        POINTS,
+        {
+            "loss": {"weighting": "uncertainty", "time_sampler": {"name": "loss_second_moment", "bins": 4}},
+            "training": {"accumulate": 3},
+        },
+    ),
+    "log-normal times": merge(POINTS, {"loss": {"weighting": "edm", "time_sampler": "log_normal"}}),
 }
 
 
