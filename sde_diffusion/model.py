@@ -193,6 +193,10 @@ class _Labelled:
         score: Tensor = self.model(x, t, self.labels.to(x.device).expand(len(x)))
         return score
 
+    @property
+    def learned_variance(self) -> bool:
+        return self.model.learned_variance
+
     def score_and_fraction(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """See `ScoreModel.score_and_fraction`."""
         return self.model.score_and_fraction(x, t, self.labels.to(x.device).expand(len(x)))

@@ -48,6 +48,11 @@ def score_and_fraction(score_fn: ScoreFn, x: Tensor, t: Tensor) -> tuple[Tensor,
     raise InputError("a learned variance needs a model of two heads, but this score function gives the score alone")
 
 
+def knows_variance(score_fn: ScoreFn) -> bool:
+    """Whether `score_and_fraction` will answer: a model of one head has the method, and no answer."""
+    return bool(getattr(score_fn, "learned_variance", isinstance(score_fn, KnowsVariance)))
+
+
 def eps_from_score(sde: SDE, score: Tensor, t: Tensor) -> Tensor:
     """E[ε | x_t] = −σ s, (B, *D)."""
     return -expand(sde.std(t), score) * score

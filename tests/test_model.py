@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sde_diffusion.errors import InputError
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.networks import MLP, UNet
-from sde_diffusion.score import score_and_fraction
+from sde_diffusion.score import knows_variance, score_and_fraction
 from sde_diffusion.sde import SDE, VESDE, VPSDE
 from sde_diffusion.tensors import select
 
@@ -91,6 +91,10 @@ def test_the_second_head_is_the_fraction_of_the_variance() -> None:
     found, v = score_and_fraction(select(bound, rows), x[rows], t[rows])
     torch.testing.assert_close(found, score[rows])
     assert v[:, 0].tolist() == [2.5, 0.5]
+    assert knows_variance(model)
+    assert knows_variance(bound)
+    for score_fn in (ScoreModel(Label(), sde), ScoreModel(Label(), sde).bind(1), lambda x, t: x):
+        assert not knows_variance(score_fn)
 
 
 def test_a_variance_that_nobody_learned_is_an_error() -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde_diffusion.chain import DiscreteChain
+from sde_diffusion.chain import DiscreteChain, Variance
 from sde_diffusion.data import DataSpec
 from sde_diffusion.errors import require, require_positive
 from sde_diffusion.grids import LogSNRGrid
@@ -26,7 +26,7 @@ from sde_diffusion.likelihood.flow import Likelihood, log_likelihood
 from sde_diffusion.likelihood.summary import mean_interval
 from sde_diffusion.likelihood.targets import Levels, Points, Target
 from sde_diffusion.likelihood.truncation import prior_gap
-from sde_diffusion.score import ScoreFn
+from sde_diffusion.score import ScoreFn, knows_variance
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers.adaptive import AdaptiveODE
 
@@ -167,6 +167,7 @@ def ledger_entries(
             Entry("flow", "= −log₂ p(y) of the flow at t_min", _flow(model, UniformDequantisation(), divergence)),
             Entry("SDE bound", "≥ −log₂ p(y) of the reverse SDE", _continuous(model)),
             *_chains(model, "≥ −log₂ p(y) of this chain, from t_min"),
+            *_published(model, "p(y)"),
             _prior(model),
         ]
     started, narrow = model.at_width(options.decoder_width), model.at_width(1 / 6)  # edges at 3σ, as i-DODE
@@ -188,6 +189,7 @@ def ledger_entries(
             _continuous(started),
         ),
         *_chains(started, f"≥ −log₂ P(n) of this chain to t = {started.sde.t_min:.2g} and the decoder"),
+        *_published(model, "P(n)"),
         _prior(model),
     ]
 
@@ -252,13 +254,31 @@ def _chains(model: _Model, bounds: str) -> Iterator[Entry]:
         yield Entry(f"chain of {steps}", bounds, _chain(model, DiscreteChain.from_sde(model.sde, times)))
 
 
-def _chain(model: _Model, chain: DiscreteChain) -> Score:
+def _published(model: _Model, what: str) -> Iterator[Entry]:
+    """DDPM's own bound for a process with levels, by each variance of the reverse steps that the model offers."""
+    if model.sde.levels is None:
+        return
+    chain = DiscreteChain.of_levels(model.sde)
+    width = float(torch.exp(0.5 * chain.clipped_log_variance[0]))
+    steps: list[tuple[str, Variance, float | None]] = [("Σ = β̃", "small", width), ("Σ = β", "large", width)]
+    if knows_variance(model.score_fn):
+        steps.append(("Σ learned", "learned", None))
+    for name, variance, decoder_std in steps:
+        bounds = f"≥ −log₂ {what} of the published chain of {chain.steps} and its decoder"
+        yield Entry(f"DDPM, {name}", bounds, _chain(model, chain, variance, decoder_std))
+
+
+def _chain(
+    model: _Model, chain: DiscreteChain, variance: Variance = "small", decoder_std: float | None = None
+) -> Score:
     def score(values: Tensor, start: int) -> RowScores:
         bound = chain_bound(
             model.score_fn,
             chain,
             model.target(values),
             prior_std=model.sde.prior_std,
+            variance=variance,
+            decoder_std=decoder_std,
             draws=min(model.options.draws, chain.steps),
             seed=model.seed,
             start=start,

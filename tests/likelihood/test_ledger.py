@@ -12,15 +12,28 @@ import pytest
 import torch
 from torch import Tensor
 
+from sde_diffusion.chain import DiscreteChain
 from sde_diffusion.data import DataSpec
 from sde_diffusion.errors import InputError
-from sde_diffusion.likelihood import Divergence, ExactTrace, Hutchinson, LedgerOptions, ledger, mean_interval
+from sde_diffusion.likelihood import (
+    Divergence,
+    ExactTrace,
+    Hutchinson,
+    LedgerOptions,
+    Points,
+    chain_bound,
+    ledger,
+    mean_interval,
+)
 from sde_diffusion.likelihood.ledger import Entry, ledger_entries
+from sde_diffusion.model import ScoreModel
+from sde_diffusion.networks import MLP
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
 from sde_diffusion.score import ScoreFn
-from sde_diffusion.sde import SDE, VPSDE
+from sde_diffusion.sde import DDPM, SDE, VPSDE, CosineBetas
 from sde_diffusion.solvers import PerSampleODE
+from sde_diffusion.verify.problems import MEAN, STD, KnownVariance
 from tests.conftest import PROCESSES, f64
 
 SPEC = DataSpec("arrays", (1, 3), levels=16)
@@ -31,6 +44,7 @@ OPTIONS = LedgerOptions(draws=16, importance_draws=4, chain_steps=(20, 200))
 
 FLOW, WEIGHTED, TRUNCATED = "flow, uniform", "flow, 4 weighted draws", "flow, truncated normal"
 DENSITY, DECODER, PRIOR = "SDE bound, uniform", "SDE bound, decoder", "prior"
+PUBLISHED = ("DDPM, Σ = β̃", "DDPM, Σ = β")
 BOUNDS = (FLOW, WEIGHTED, TRUNCATED, DENSITY, DECODER, "chain of 20", "chain of 200")
 
 
@@ -100,7 +114,11 @@ def test_with_the_exact_score_rows_agree_and_every_inequality_holds(name: str) -
     oracle = mixture(sde)
     values = draw(oracle)
     rows = scored(oracle.score, sde, values)
-    assert set(rows) == {*BOUNDS, PRIOR}
+    published = () if sde.levels is None else PUBLISHED
+    assert set(rows) == {*BOUNDS, PRIOR, *published}
+    for name in published:  # a bound of the data themselves; β̃ is nearly right for these, which are nearly points
+        mean, error = excess(rows[name], bits(log_mass(oracle, values)))
+        assert mean > -error, name
     entropy, at_t_min = bits(log_mass(oracle, values)), bits(log_mass(oracle, values, sde.t_min))
     # the noise at t_min, at most 0.01 of 0.08 (VE), widens the density by ½ log(1 + 1/64) a dimension; the prior gap,
     # KL(p_T ‖ prior), is far below it for data within [−1, 1]; the solve is right to 1e-3 nats a step
@@ -224,7 +242,7 @@ def test_continuous_data_have_rows_of_their_density(sde: SDE) -> None:
     truth = spec.bits_per_dim(oracle.log_prob(x))
     options = replace(OPTIONS, chain_steps=(20,))
     found = entries(oracle.score, sde, spec, options)
-    assert list(found) == ["flow", "SDE bound", "chain of 20", PRIOR]
+    assert list(found) == ["flow", "SDE bound", "chain of 20", *(() if sde.levels is None else PUBLISHED), PRIOR]
     rows = {name: entry.score(spec.from_model(x), 0).bits for name, entry in found.items()}
     for name in ("flow", "SDE bound"):
         mean, error = excess(rows[name], truth)
@@ -262,3 +280,26 @@ def test_values_that_are_no_such_data_are_refused(values: Tensor, message: str) 
 def test_options_that_make_no_sense_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         LedgerOptions(**options)  # type: ignore[arg-type]
+
+
+def test_the_published_chain_has_a_row_for_each_variance_that_the_model_knows() -> None:
+    """Bits of the bound with the published decoder; with the right variance of each step no row is lower."""
+    sde = DDPM(steps=10, beta=CosineBetas(cap=0.9))
+    oracle = KnownVariance(sde, f64(DiscreteChain.of_levels(sde).times[1:]))
+    spec, options = DataSpec("arrays", (3,), levels=None), LedgerOptions(draws=8, chain_steps=())
+    values = MEAN + STD * torch.randn(300, 3, generator=generator(1), dtype=torch.float64)
+    found = entries(oracle, sde, spec, options)
+    assert [name for name in found if "DDPM" in name] == [*PUBLISHED, "DDPM, Σ learned"]
+    rows = {name: found[name].score(values, 0) for name in (*PUBLISHED, "DDPM, Σ learned")}
+    assert {row.nfe for row in rows.values()} == {9}
+    chain = DiscreteChain.of_levels(sde)
+    width = float(torch.exp(0.5 * chain.clipped_log_variance[0]))
+    bound = chain_bound(oracle, chain, Points(values.float()), variance="large", draws=8, decoder_std=width, seed=3)
+    torch.testing.assert_close(rows["DDPM, Σ = β"].bits, bits(bound.log_prob), rtol=1e-10, atol=0)
+    for name in PUBLISHED:
+        mean, error = excess(rows[name].bits, rows["DDPM, Σ learned"].bits)
+        assert mean > -error
+    assert excess(rows["DDPM, Σ = β"].bits, rows["DDPM, Σ learned"].bits)[0] > 0
+    one_head = ScoreModel(MLP((3,), width=8), sde).double()
+    assert [name for name in entries(one_head, sde, spec, options) if "DDPM" in name] == [*PUBLISHED]
+    assert not [name for name in entries(oracle, VPSDE(), spec, options) if "DDPM" in name]
