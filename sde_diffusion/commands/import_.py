@@ -3,15 +3,13 @@
 from pathlib import Path
 
 import click
-from torch import Tensor
 
-from sde_diffusion.build import Config, build_model, choose_device, count_parameters, plain_config, read_config
+from sde_diffusion.build import choose_device, plain_config
 from sde_diffusion.commands.common import RUNS, as_assignments, shared_options, show_config
-from sde_diffusion.config import Raw, merge, override, read_yaml
-from sde_diffusion.data import DataSpec
+from sde_diffusion.config import merge, override, read_yaml
 from sde_diffusion.errors import require
-from sde_diffusion.exchange import FORMATS, Imported, find_format, to_ours
-from sde_diffusion.training import Checkpoint, RunFolder
+from sde_diffusion.exchange import FORMATS, find_format, first_checkpoint, run_config
+from sde_diffusion.training import RunFolder
 
 EPILOG = """\b
 Examples:
@@ -24,10 +22,6 @@ Examples:
 The run has one checkpoint, of which sample, likelihood, encode, verify and train make use as of any other. Weights are
 read from safetensors, or from pickles of tensors alone; nothing in a file is ever executed.
 """
-
-LEVELS = 256  # of imported data, which are images
-BY_SHAPE = {(3, 32, 32): "cifar10", (1, 28, 28): "mnist"}
-"""The data set that an import of a shape is for, where the user names none."""
 
 
 @click.command("import", epilog=EPILOG, short_help="Make a run of another package's model.")
@@ -55,20 +49,21 @@ def import_(
         given = merge(given, {"data": data})
     form = find_format(path, name)
     found = form.read(path, shape=None if sizes is None else _shape(sizes), config=given)
-    config = _config(found, given)
+    config = run_config(found, given)
     if dry_run:
         show_config(plain_config(config))
         return
     folder = RunFolder(out or RUNS / path.resolve().name)
     require(folder.latest() is None, f"the run {folder.path} has checkpoints already; choose another --out")
-    checkpoint, parameters = _checkpoint(found, config, path)
+    checkpoint = first_checkpoint(found, config, str(path))
     with folder.locked():
         file = folder.save(checkpoint, keep=1)
         folder.write_config(plain_config(config))
     for note in found.notes:
         click.echo(note, err=True)
     shown = "×".join(map(str, found.shape))
-    click.echo(f"{path}: {parameters:,} parameters for {shown}, {found.classes or 'no'} classes, step {found.step}")
+    count = sum(tensor.numel() for tensor in found.weights.values())
+    click.echo(f"{path}: {count:,} weights for {shown}, {found.classes or 'no'} classes, step {found.step}")
     click.echo(f"wrote {file}")
 
 
@@ -78,45 +73,3 @@ def _shape(text: str) -> tuple[int, ...]:
     sound = all(size.isdecimal() and int(size) > 0 for size in sizes)
     require(sound, f"`--shape` must be sizes > 0 such as 3x32x32, got {text!r}")
     return tuple(map(int, sizes))
-
-
-def _config(found: Imported, given: Raw) -> Config:
-    """The config of the run: what the file fixes, below what the user says."""
-    sections = merge(found.config, {"model": {"conditional": found.classes > 0}, "data": _data(found)})
-    return read_config(None, (), merge(sections, given))
-
-
-def _data(found: Imported) -> Raw:
-    """The section `data` of a model for events of this shape."""
-    shape = found.shape
-    if shape in BY_SHAPE:
-        return {"name": BY_SHAPE[shape]}
-    if len(shape) == 3 and shape[0] in (1, 3):
-        return {"name": "images", "size": list(shape[1:]), "channels": shape[0], "labelled": found.classes > 0}
-    return {"name": "arrays"}
-
-
-def _spec(found: Imported, config: Config) -> DataSpec:
-    """What the model's numbers mean: as its data set says, where that is known without its files."""
-    name = plain_config(config)["data"]["name"]
-    own: DataSpec | None = getattr(config.data, "spec", None)
-    if own is not None and own.shape == found.shape and found.classes in (0, len(own.classes)):
-        return own
-    require(
-        own is None or own.shape == found.shape,
-        f"`data.name` must be a data set of shape {found.shape}, got {name}" + (f" of {own.shape}" if own else ""),
-    )
-    return DataSpec(name, found.shape, levels=LEVELS, classes=tuple(map(str, range(found.classes))))
-
-
-def _checkpoint(found: Imported, config: Config, path: Path) -> tuple[Checkpoint, int]:
-    """The checkpoint, and the number of parameters."""
-    spec = _spec(found, config)
-    model = build_model(config, spec, choose_device("cpu"))
-    like, slots = model.net.state_dict() | found.implied, found.slots(model.net)
-    tensors: dict[str, Tensor] = {}
-    for kind, weights in (("model", found.weights), ("ema", found.averaged or found.weights)):
-        ours = to_ours(slots, weights, like, str(path))
-        tensors |= {f"{kind}.net.{name}": value for name, value in ours.items()}
-    meta = {"config": plain_config(config), "data": spec.to_dict(), "step": found.step}
-    return Checkpoint(tensors, meta), count_parameters(model)

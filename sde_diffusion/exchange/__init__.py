@@ -5,6 +5,7 @@ from pathlib import Path
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.exchange.base import Format, Imported
 from sde_diffusion.exchange.diffusers import Diffusers
+from sde_diffusion.exchange.run import first_checkpoint, run_config
 from sde_diffusion.exchange.score_sde import ScoreSDE
 from sde_diffusion.exchange.slots import Slot, to_ours, to_theirs
 from sde_diffusion.registry import lookup
@@ -27,4 +28,14 @@ def find_format(path: Path, name: str | None) -> Format:
     raise InputError(f"cannot tell what {path} is; known formats: {', '.join(FORMATS)}; give one by --format")
 
 
-__all__ = ["FORMATS", "Format", "Imported", "Slot", "find_format", "to_ours", "to_theirs"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Imported",
+    "Slot",
+    "find_format",
+    "first_checkpoint",
+    "run_config",
+    "to_ours",
+    "to_theirs",
+]

@@ -35,7 +35,6 @@ def model_config(trained: Trained) -> dict[str, Any]:
     for key, only in (("order", "norm_first"), ("embedding", "sinusoidal"), ("fourier", [])):
         _check(options[key] == only, f"model.network.{key}", f"be {only}", options[key])
     _check(not _has_linear(net), "model.network.linear_attention", "be at no level", options["linear_attention"])
-    _check(not options["fourier"], "model.network.fourier", "be empty", options["fourier"])
     multipliers = options["multipliers"]
     _check(multipliers[0] == 1, "model.network.multipliers", "begin with 1", multipliers)
     attends = [level.get_submodule("stages.0").attention is not None for level in net.down]
@@ -125,11 +124,10 @@ def _head_width(net: nn.Module) -> int | None:
 
 def _shift(frequencies: Tensor) -> int:
     """`freq_shift`, by which the frequencies of the time embedding are known there."""
-    for shift in (0, 1):
-        if torch.allclose(frequencies.cpu(), diffusers_unet.waves(2 * len(frequencies), shift), rtol=1e-6, atol=0):
-            return shift
-    _check(False, "model.network.embedding_scale", "be 1", f"frequencies from {float(frequencies[0]):g}")
-    raise AssertionError
+    ours, width = frequencies.cpu(), 2 * len(frequencies)
+    found = [shift for shift in (0, 1) if torch.allclose(ours, diffusers_unet.waves(width, shift), rtol=1e-6, atol=0)]
+    _check(bool(found), "model.network.embedding_scale", "be 1", f"frequencies from {float(ours[0]):g}")
+    return found[0]
 
 
 def _rates(steps: int, beta: Raw) -> dict[str, Any]:

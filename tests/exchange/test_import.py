@@ -35,7 +35,8 @@ def test_an_import_is_scored_trained_on_and_exported(pipeline: Path, tmp_path: P
     succeed("import", pipeline, "--data", "digits", "--out", run)
     out = succeed("likelihood", run, "--limit", 2, "--rtol", 0.1, "--atol", 0.1).out
     assert "bits/dim over 1×8×8 = 64 dimensions of 17 levels" in out
-    out = succeed("train", "--config", run / "config.yaml", "--out", run, "--steps", 1).out
+    quick = ("--set", "training.preview={name: ddim, steps: 2}", "--set", "training.preview_count=4")
+    out = succeed("train", "--config", run / "config.yaml", "--out", run, "--steps", 1, *quick).out
     assert "from step 0 to 1" in out
     assert "wrote" in succeed("export", run, "--out", tmp_path / "exported").out
 
@@ -48,6 +49,20 @@ def test_a_bare_model_and_a_file_of_it_are_the_same(pipeline: Path, tmp_path: Pa
     first, *others = (load_checkpoint(RunFolder(run).checkpoints()[0]).tensors for run in runs)
     for other in others:
         assert all(torch.equal(value, other[name]) for name, value in first.items())
+
+
+def test_classes_decide_the_data_set_and_are_named_by_it(tmp_path: Path) -> None:
+    """Ten classes of 28 × 28 are those of MNIST; others are of the user's images."""
+    options = {"sample_size": 28, "layers_per_block": 1}
+    for classes, name in ((10, "mnist"), (3, "images")):
+        folder = save_pipeline(tmp_path / name, random_model(num_class_embeds=classes, **options))
+        succeed("import", folder, "--out", tmp_path / "runs" / name)
+        data = load_checkpoint(RunFolder(tmp_path / "runs" / name).checkpoints()[0]).meta["data"]
+        assert (data["name"], data["classes"]) == (name, list(map(str, range(classes))))
+        succeed("sample", tmp_path / "runs" / name, "--nfe", 2, "--count", 1, "--label", 2)
+    outcome = invoke("import", tmp_path / "images", "--data", "mnist", "--out", tmp_path / "new")
+    assert outcome.code == 2
+    assert "`data.name` must be a data set of 3 classes, got mnist of 10; name it by --data" in outcome.error
 
 
 def test_the_config_can_be_seen_and_changed(pipeline: Path, tmp_path: Path) -> None:
