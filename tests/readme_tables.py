@@ -9,10 +9,11 @@ from typing import Any
 from sde_diffusion.data import DATASETS
 from sde_diffusion.exchange import FORMATS
 from sde_diffusion.grids import GRIDS
+from sde_diffusion.guidance import GUIDANCES
 from sde_diffusion.likelihood import DEQUANTISATIONS, DIVERGENCES
 from sde_diffusion.losses import OBJECTIVES, TIME_SAMPLERS, WEIGHTINGS
 from sde_diffusion.model import PREDICTIONS
-from sde_diffusion.networks import NETWORKS
+from sde_diffusion.networks import CLASSIFIERS, NETWORKS
 from sde_diffusion.projections import PROJECTIONS
 from sde_diffusion.sde import BETA_SEQUENCES, BETAS, SDES
 from sde_diffusion.solvers import CORRECTORS, SOLVERS, GridSolver
@@ -29,11 +30,13 @@ TABLES: dict[str, tuple[str, Mapping[str, Callable[..., Any]]]] = {
     "grid": ("`sampling.solver.grid.name`", GRIDS),
     "corrector": ("`sampling.solver.corrector.name`", CORRECTORS),
     "projection": ("`sampling.project.name`", PROJECTIONS),
+    "guidance": ("`sampling.guidance.name`", GUIDANCES),
     "divergence": ("`likelihood.divergence.name`", DIVERGENCES),
     "dequantisation": ("`likelihood.dequantisation.name`", DEQUANTISATIONS),
     "prediction": ("`model.prediction`", PREDICTIONS),
     "network": ("`model.network.name`", NETWORKS),
     "objective": ("`loss.objective.name`", OBJECTIVES),
+    "classifier": ("`classifier.network.name`", CLASSIFIERS),
     "weighting": ("`loss.weighting.name`", WEIGHTINGS),
     "time_sampler": ("`loss.time_sampler.name`", TIME_SAMPLERS),
     "data": ("`data.name`", DATASETS),

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sde_diffusion.data import DataSpec
 from sde_diffusion.errors import InputError
-from sde_diffusion.pictures import save_histogram, save_paths, save_rows, save_samples, save_strip
+from sde_diffusion.pictures import save_classes, save_histogram, save_paths, save_rows, save_samples, save_strip
 from sde_diffusion.rng import generator
 
 GREY = DataSpec("digits", (1, 8, 8), levels=17)
@@ -116,3 +116,32 @@ def test_rows_and_paths_of_other_data(tmp_path: Path, spec: DataSpec) -> None:
     save_paths(tmp_path / "paths.png", spec, values)
     for name in ("rows.png", "paths.png"):
         assert len(np.unique(pixels(tmp_path / name).reshape(-1, 3), axis=0)) > 20
+
+
+def test_classes_have_a_row_each_with_a_name(tmp_path: Path) -> None:
+    spec = DataSpec("digits", (1, 8, 8), levels=17, classes=("nought", "one", "two"))
+    labels = torch.tensor([2, 0, 2, -1, 0, 2])
+    values = torch.arange(6, dtype=torch.uint8).reshape(6, 1, 1, 1).expand(6, 1, 8, 8).clone()
+    save_classes(tmp_path / "a.png", spec, values, labels)
+    shown = pixels(tmp_path / "a.png")
+    margin = shown.shape[1] - (3 * 50 + 2)
+    assert shown.shape[0] == 3 * 50 + 2
+    assert margin > 0
+    names = shown[:, :margin].min(2) < 128
+    assert all(names[2 + 50 * row : 50 + 50 * row].any() for row in range(3)), "a name each"
+    middles = shown[26::50, margin + 26 :: 50, 0]
+    level = [round(i * 255 / 16) for i in range(6)]
+    assert middles.tolist() == [[level[3], GAP, GAP], [level[1], level[4], GAP], [level[0], level[2], level[5]]]
+    save_classes(tmp_path / "many.png", spec, values[:1].expand(40, -1, -1, -1), torch.arange(40) % 2)
+    assert pixels(tmp_path / "many.png").shape[0] == 2 * 50 + 2
+    assert pixels(tmp_path / "many.png").shape[1] > 16 * 50
+
+
+@pytest.mark.parametrize("shape", [(2,), (20,)])
+def test_classes_of_other_data_have_colours(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    spec = DataSpec("arrays", shape, levels=None, classes=("a", "b"))
+    values, labels = torch.randn(30, *shape, generator=generator(0)), torch.arange(30) % 2
+    save_classes(tmp_path / "a.png", spec, values, labels)
+    shown = pixels(tmp_path / "a.png").astype(int)
+    blue, orange = (shown[..., 2] - shown[..., 0] > 40).sum(), (shown[..., 0] - shown[..., 2] > 40).sum()
+    assert min(blue, orange) > 50

@@ -24,7 +24,7 @@ from sde_diffusion.likelihood import BinFlow
 from sde_diffusion.likelihood.flow_dequantisation import PART
 from sde_diffusion.losses import DSMLoss, TimeSampler, learned_loss
 from sde_diffusion.model import ScoreModel
-from sde_diffusion.pictures import save_samples
+from sde_diffusion.pictures import save_classes, save_samples
 from sde_diffusion.rng import derive_seed, generator
 from sde_diffusion.sampling import sample
 from sde_diffusion.solvers import SeededNoise
@@ -271,7 +271,11 @@ class Trainer:
         except InputError as error:  # an untrained score may be too rough to integrate: no reason to stop training
             logger.warning("no picture at step %d: %s", self.step, error)
             return
-        save_samples(self.folder.sample_path(self.step), spec, spec.from_model(samples.x))
+        path, values = self.folder.sample_path(self.step), spec.from_model(samples.x)
+        if labels is None:
+            save_samples(path, spec, values)
+        else:
+            save_classes(path, spec, values, labels)
 
     @property
     def _conditional(self) -> bool:
