@@ -1030,6 +1030,15 @@ FAULTS = [
         "training",
         "training/test_trainer.py",
     ),
+    Fault(
+        "labels-by-batch",
+        "build.py",
+        "torch.arange(start, start + count) % len(self.label)",
+        "torch.arange(count) % len(self.label)",
+        "the class of a sample depends on the batch",
+        "guidance",
+        "commands/test_guiding.py",
+    ),
     # guidance
     Fault(
         "guidance-halves",

@@ -113,7 +113,7 @@ def announce(loaded: Loaded, *, dry_run: bool) -> None:
     if guidance.active(conditional=loaded.trained.conditional):
         where = "" if guidance.interval is None else " for σ/a in ({:g}, {:g}]".format(*guidance.interval)
         what = f"guided by {name_of(guidance)}, scale {guidance.scale:g}{where}"
-        click.echo(f"{mark}{what}: a score evaluation costs {guidance.cost}")
+        click.echo(f"{mark}{what}" + (f": a score evaluation costs {guidance.cost}" if guidance.scale else ""))
 
 
 def label_rows(labels: Tensor, *, known: bool) -> dict[str, npt.NDArray[Any]]:

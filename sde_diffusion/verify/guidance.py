@@ -118,15 +118,15 @@ def _tilted(setting: Setting, density: GaussianMixture, name: str, scale: float)
 
 
 def _interval(setting: Setting, density: GaussianMixture, name: str) -> Measured:
-    """A batch whose middle two of six times are inside: there w = 3, and elsewhere the score without guidance."""
+    """A batch of six times of which two are inside: there w = 3, and elsewhere the score without guidance."""
     x, t, labels = _problem(setting)
     level = (-density.sde.half_log_snr(t.double())).exp()
-    ends = (float(level[1]), float(level[3]))
+    ends = (float(level[0]), float(level[2]))
     found, free, full = (
         _guided(density, labels, name, scale, interval)(x, t)
         for scale, interval in ((3.0, ends), (1.0, None), (3.0, None))
     )
-    inside = torch.arange(len(t), device=x.device)[:, None].eq(setting.tensor([2, 3])).any(1)[:, None]
+    inside = torch.arange(len(t), device=x.device)[:, None].eq(setting.tensor([1, 2])).any(1)[:, None]
     return Measured(worst(found, torch.where(inside, full, free).double()), 1e3 * setting.eps * float(full.abs().max()))
 
 
