@@ -8,9 +8,11 @@ Everything takes a score function (x, t) -> ∇ log p_t(x), be it a model or a c
 """
 
 from sde_diffusion.chain import DiscreteChain
+from sde_diffusion.classifier import NoisyClassifier
 from sde_diffusion.data import Batch, DataSpec, sweep, training_batches
 from sde_diffusion.errors import InputError, RunError
 from sde_diffusion.grids import KarrasGrid, LogSNRGrid, QuadraticGrid, TimeGrid, UniformGrid
+from sde_diffusion.guidance import Autoguidance, ClassifierFree, ClassifierGuidance
 from sde_diffusion.interpolation import slerp
 from sde_diffusion.likelihood import (
     ExactTrace,
@@ -82,7 +84,10 @@ __all__ = [
     "AdaptiveSDE",
     "Ancestral",
     "AnnealedLangevin",
+    "Autoguidance",
     "Batch",
+    "ClassifierFree",
+    "ClassifierGuidance",
     "Clip",
     "CosineBeta",
     "CosineBetas",
@@ -108,6 +113,7 @@ __all__ = [
     "LinearBeta",
     "LinearBetas",
     "LogSNRGrid",
+    "NoisyClassifier",
     "PerSampleODE",
     "Points",
     "PredictorCorrector",
