@@ -8,6 +8,11 @@ All samplers estimate the same integral, so the one of less variance needs fewer
 - `worth` is how many draws of the registry's first sampler replace one draw of this one: the ratio of their variances
   per batch.
 
+A sampler that learns from the losses is measured after it has: it has then seen 100 losses of each of its levels.
+Samplers on the levels of a chain estimate a mean over the levels in place of the integral, and are held to each other.
+The log-normal times of EDM go with EDM's weight alone: under another some of its draws are rare and heavy beyond measure.
+A weighting that is learned is at its start its base, and left out.
+
 The score is wrong on purpose, as every trained one is: the exact score of a mixture whose means, widths and weights are
 off. With --checkpoint it is also a trained model, on its own test data and process. Samplers, weightings and processes
 are read from their registries.
@@ -20,7 +25,7 @@ to a percent or so. Errors are standard errors over independent repetitions.
 A quadrature over cells of t, which uses no sampler and no density, gives the integral once more. The script exits with
 1 if two samplers, or one and the quadrature, are more than 4 standard errors apart.
 
-    python benchmarks/loss_variance.py [--quick] [--checkpoint FILE]
+    python benchmarks/loss_variance.py [--quick] [--weighting NAME]... [--checkpoint FILE]
 """
 
 import argparse
@@ -28,7 +33,7 @@ import hashlib
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +43,16 @@ from common import RESULTS, describe, machine_facts, short, table, use_one_threa
 from torch import Generator, Tensor
 
 from sde_diffusion.build import load_trained, read_config
-from sde_diffusion.losses import TIME_SAMPLERS, WEIGHTINGS, TimeSampler, Weighting, denoising_error, dsm_loss
+from sde_diffusion.losses import (
+    TIME_SAMPLERS,
+    WEIGHTINGS,
+    EDMWeighting,
+    LogNormalTime,
+    TimeSampler,
+    Weighting,
+    denoising_error,
+    dsm_loss,
+)
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
 from sde_diffusion.score import ScoreFn
@@ -119,6 +133,27 @@ def positions_are_independent(sampler: TimeSampler, sde: SDE, weighting: Weighti
     return torch.equal(sampler.draw(sde, weighting, u)[0][:4], sampler.draw(sde, weighting, changed)[0][:4])
 
 
+def pairs(weighting: Weighting, sde: SDE) -> dict[str, TimeSampler]:
+    """The samplers that are measured with a weighting on a process."""
+    return {
+        name: kind()
+        for name, kind in TIME_SAMPLERS.items()
+        if (sde.levels or not kind().on_levels(sde))
+        and (isinstance(weighting, EDMWeighting) or kind is not LogNormalTime)
+    }
+
+
+def taught(problem: Problem, weighting: Weighting, sampler: TimeSampler, random: Generator) -> TimeSampler:
+    """The sampler with what it learns of the problem's losses."""
+    state = sampler.initial_state(problem.sde)
+    for _ in range(0 if state is None else 10):
+        score_fn, x0 = problem.draw(10 * len(state), random)
+        how = {"weighting": weighting, "time_sampler": sampler, "generator": random}
+        terms = dsm_loss(score_fn, problem.sde, x0, **how)
+        state = sampler.updated(problem.sde, state, terms.t, loss=terms.loss * terms.density)
+    return sampler.at(state)
+
+
 @dataclass(frozen=True)
 class Row:
     """One sampler on one problem.
@@ -126,12 +161,14 @@ class Row:
     Attributes:
         integral: The loss.
         per_sample, per_batch: See the module; the latter is NaN if the draws of a batch depend on each other.
+        levels: Whether the integral is a mean over the levels of a chain.
     """
 
     sampler: str
     integral: Estimate
     per_sample: Estimate
     per_batch: Estimate
+    levels: bool
 
 
 @dataclass(frozen=True)
@@ -149,11 +186,12 @@ class Comparison:
 
     def disagreements(self) -> list[str]:
         """Pairs of estimates of the integral that are too far apart."""
-        named = [("quadrature", self.quadrature), *((row.sampler, row.integral) for row in self.rows)]
+        named = [("quadrature", self.quadrature, False)]
+        named += [(row.sampler, row.integral, row.levels) for row in self.rows]
         return [
             f"{self.problem.name}, {self.weighting}: {a} {x} and {b} {y} are {x.away(y):.1f} standard errors apart"
-            for (a, x), (b, y) in itertools.combinations(named, 2)
-            if not x.away(y) <= LIMIT
+            for (a, x, of_levels), (b, y, too) in itertools.combinations(named, 2)
+            if of_levels == too and not x.away(y) <= LIMIT
         ]
 
 
@@ -220,6 +258,7 @@ def measure(
     problem: Problem, weighting: Weighting, name: str, sampler: TimeSampler, batch: int, random: Generator
 ) -> Row:
     """Integral and variances of the loss with one sampler."""
+    sampler = taught(problem, weighting, sampler, random)
     integrals, per_sample, per_batch = [], [], []
     for _ in range(problem.repeats):
         score_fn, x0 = problem.draw(batch * len(CELL_LOW), random)
@@ -238,16 +277,19 @@ def measure(
         per_batch.append((square - mean**2).mean())
     if not positions_are_independent(sampler, problem.sde, weighting):
         per_batch = [torch.tensor(math.nan)] * problem.repeats
-    return Row(name, *(Estimate.mean(torch.stack(values)) for values in (integrals, per_sample, per_batch)))
+    found = (Estimate.mean(torch.stack(values)) for values in (integrals, per_sample, per_batch))
+    return Row(name, *found, levels=sampler.on_levels(problem.sde))
 
 
-def compare(problem: Problem, batch: int, seed: int) -> Iterator[Comparison]:
-    """Every weighting, each with all samplers; every estimate has random numbers of its own."""
+def compare(problem: Problem, weightings: Sequence[str], batch: int, seed: int) -> Iterator[Comparison]:
+    """Some weightings, each with all samplers; every estimate has random numbers of its own."""
     for i, (weighting_name, weighting_kind) in enumerate(WEIGHTINGS.items()):
         weighting = weighting_kind()
+        if weighting_name not in weightings or weighting.part() is not None:
+            continue
         rows = [
-            measure(problem, weighting, name, kind(), batch, generator(seed, i, j))
-            for j, (name, kind) in enumerate(TIME_SAMPLERS.items(), start=1)
+            measure(problem, weighting, name, sampler, batch, generator(seed, i, j))
+            for j, (name, sampler) in enumerate(pairs(weighting, problem.sde).items(), start=1)
         ]
         yield Comparison(problem, weighting_name, quadrature(problem, weighting, generator(seed, i, 0)), rows)
 
@@ -283,6 +325,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                 "variance_per_sample": row.per_sample._asdict(),
                 "variance_per_batch": row.per_batch._asdict(),
                 "worth": comparison.worth(row),
+                "levels": row.levels,
             }
             for row in comparison.rows
         },
@@ -294,11 +337,14 @@ def main() -> int:
     """Measure, print, write, check."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="an eighth of the repetitions, to see that it works")
+    names = ", ".join(WEIGHTINGS)
+    parser.add_argument("--weighting", action="append", choices=WEIGHTINGS, metavar="NAME", help=f"of {names}; all")
     parser.add_argument("--checkpoint", type=Path, help="also a trained model, on its own test data")
     parser.add_argument("--batch", type=int, default=128, help="batch size B (default 128)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS / "loss_variance.json", help="result file")
     options = parser.parse_args()
+    options.weighting = options.weighting or list(WEIGHTINGS)
 
     use_one_thread()
     facts = machine_facts()
@@ -306,7 +352,7 @@ def main() -> int:
     problems = list(oracle_problems(16 if options.quick else 128))
     if options.checkpoint:
         problems.append(checkpoint_problem(options.checkpoint, 4 if options.quick else 8))
-    comparisons = [c for problem in problems for c in compare(problem, options.batch, options.seed)]
+    comparisons = [c for problem in problems for c in compare(problem, options.weighting, options.batch, options.seed)]
     print(f"\nbatches of {options.batch}\n\n{report(comparisons)}\n")
     disagreements = [line for c in comparisons for line in c.disagreements()]
     print("\n".join(disagreements) or f"all estimates of each integral agree within {LIMIT:g} standard errors")
