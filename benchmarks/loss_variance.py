@@ -10,8 +10,8 @@ All samplers estimate the same integral, so the one of less variance needs fewer
 
 A sampler that learns from the losses is measured after it has: it has then seen 100 losses of each of its levels.
 Samplers on the levels of a chain estimate a mean over the levels in place of the integral, and are held to each other.
-The log-normal times of EDM go with EDM's weight alone: under another some of its draws are rare and heavy beyond measure.
-A weighting that is learned is at its start its base, and left out.
+The log-normal times of EDM go with EDM's weight alone: under another some draws are rare and heavy beyond measure. A
+weighting that is learned is at its start its base, and left out.
 
 The score is wrong on purpose, as every trained one is: the exact score of a mixture whose means, widths and weights are
 off. With --checkpoint it is also a trained model, on its own test data and process. Samplers, weightings and processes

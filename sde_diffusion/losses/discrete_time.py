@@ -25,7 +25,7 @@ class DiscreteTime(TimeSampler):
     def on_levels(self, sde: SDE) -> bool:
         return True
 
-    def check(self, sde: SDE, draws: int) -> None:
+    def check(self, sde: SDE, weighting: Weighting, *, draws: int) -> None:
         require_levels(sde, "discrete")
 
     def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:

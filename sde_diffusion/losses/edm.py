@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import require, require_positive
-from sde_diffusion.losses.time_sampling import TimeSampler, cell_edges, stratify
+from sde_diffusion.losses.time_sampling import TimeSampler, cell_edges, require_worth, stratify
 from sde_diffusion.losses.weighting import Weighting
 from sde_diffusion.sde import SDE
 
@@ -89,8 +89,8 @@ class LogNormalTime(TimeSampler):
         t = _time_of(sde, level)
         return t, log_normal_density(sde, t, self.p_mean, self.p_std)
 
-    def check(self, sde: SDE, draws: int) -> None:
-        _ends(sde, self.p_mean, self.p_std)
+    def check(self, sde: SDE, weighting: Weighting, *, draws: int) -> None:
+        require_worth(sde, weighting, lambda t: log_normal_density(sde, t, self.p_mean, self.p_std), name="log_normal")
 
 
 def log_normal_density(sde: SDE, t: Tensor, mean: float, std: float) -> Tensor:

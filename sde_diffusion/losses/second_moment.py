@@ -38,7 +38,7 @@ class SecondMomentTime(TimeSampler):
         require_positive(bins=self.bins, history=self.history)
         require(0 < self.uniform <= 1, f"`uniform` must be in (0, 1], got {self.uniform}")
 
-    def check(self, sde: SDE, draws: int) -> None:
+    def check(self, sde: SDE, weighting: Weighting, *, draws: int) -> None:
         levels = require_levels(sde, "loss_second_moment") if self.on_levels(sde) else self.bins
         require(
             draws >= levels * self.history,

@@ -5,14 +5,18 @@ The loss divides by r, so every sampler estimates the same integral; they differ
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from sde_diffusion.errors import require
 from sde_diffusion.losses.weighting import Weighting
 from sde_diffusion.sde import SDE
+
+WORST = 30.0  # draws that may be worth one of uniform
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,8 @@ class TimeSampler(ABC):
         """Whether it draws the levels k/T of a chain alone; r is then relative to drawing each with probability 1/T."""
         return False
 
-    def check(self, sde: SDE, draws: int) -> None:  # noqa: B027  most work for all
-        """Raise `InputError` if it cannot work for this process, in a run of so many draws."""
+    def check(self, sde: SDE, weighting: Weighting, *, draws: int) -> None:  # noqa: B027  most work for all
+        """Raise `InputError` if it cannot work for this process and weighting, in a run of so many draws."""
 
     @abstractmethod
     def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +93,9 @@ class ImportanceTime(TimeSampler):
     """r ∝ λ/σ², the weight of the error of ε: each draw then weighs the same. For `simple` it is uniform.
 
     The density is tabulated: constant within each of 4096 cells, half of them uniform in t and half in log t. So r is
-    the exact density of the draws, and the loss is unbiased whatever the table's resolution.
+    the exact density of the draws, and the loss is unbiased whatever the table's resolution. The error of ε is taken to
+    be the same at all times. Where a weight grows with the noise (`truncated_snr`, `snr_plus_one`) the draws then go
+    where the error vanishes: training refuses that.
 
     Attributes:
         stratified: One draw in each of B strata of equal probability.
@@ -98,6 +104,9 @@ class ImportanceTime(TimeSampler):
     """
 
     stratified: bool = True
+
+    def check(self, sde: SDE, weighting: Weighting, *, draws: int) -> None:
+        require_worth(sde, weighting, lambda t: weighting.of_eps(sde, t), name="importance")
 
     def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
         edges, cdf = (table.to(u.device) for table in _tabulate(sde, weighting))
@@ -123,3 +132,29 @@ def cell_edges(sde: SDE, cells: int = 4096) -> Tensor:
     edges = torch.cat([linear, logarithmic[1:-1]]).sort().values
     edges[0], edges[-1] = sde.t_min, sde.t_max
     return edges
+
+
+def require_worth(sde: SDE, weighting: Weighting, density: Callable[[Tensor], Tensor], *, name: str) -> None:
+    """Refuse times that lie where a weight is large but the error is not.
+
+    The second moment of the loss is ∫ (λ/σ² e)²/r dt with the error e of ε. Of the right score for data N(0, ¼ I) it is
+    e = 1/(1 + 4/SNR), which vanishes at high noise; a trained score's error is of that kind. r and uniform times are
+    compared by it.
+
+    Args:
+        density: r(t), up to a constant.
+        name: Of the time sampler.
+
+    Raises:
+        InputError: One uniform draw is worth more than 30 of these.
+    """
+    edges = cell_edges(sde)
+    t, width = 0.5 * (edges[1:] + edges[:-1]), edges.diff()
+    square = (weighting.of_eps(sde, t) / (1 + 4 * (sde.std(t) / sde.mean_coef(t)) ** 2)) ** 2
+    r, even = density(t), 1 / (sde.t_max - sde.t_min)
+    cost = float((width * square / r).sum() * (width * r).sum() / ((width * square).sum() / even))
+    require(
+        cost <= WORST,
+        f"`loss.time_sampler` {name} draws times where the weight is large and the error vanishes: with this "
+        f"loss.weighting about {cost:.3g} draws are worth one of uniform; take stratified or loss_second_moment",
+    )

@@ -35,7 +35,7 @@ class LossConfig:
             "`loss.weighting` uncertainty divides by the expected error of ε, which is not all of this loss.objective; "
             "take another weighting, or loss.objective = denoising",
         )
-        self.time_sampler.check(sde, draws)
+        self.time_sampler.check(sde, self.weighting, draws=draws)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,10 @@ def test_a_run_that_learns_its_weights_and_times_goes_on_as_if_nothing_had_happe
         (("loss.weighting={name: edm, p_mean: 40}",), r"`p_mean` = 40 with `p_std` = 1.2 must put at least 1% of the"),
         (("loss.time_sampler={name: log_normal, p_mean: -40}",), r"ln\(σ/a\) goes from -6.9\d* to 5.\d*: choose `p_m"),
         (
+            ("loss.weighting=snr_plus_one",),
+            r"`loss.time_sampler` importance draws times where .* take stratified or loss_",
+        ),
+        (
             ("loss.weighting={name: uncertainty, base: uncertainty}",),
             r"in `loss.weighting`: `base` must be a weighting without a learned part, got `uncertainty` again",
         ),

@@ -200,8 +200,8 @@ def test_every_level_is_trained() -> None:
             rf"must be ≤ 1/10, where the time sampler `{name}` has level 1, got 0.2",
         )
         with pytest.raises(InputError, match=message):
-            TIME_SAMPLERS[name]().check(sde, 1000)
-        TIME_SAMPLERS[name]().check(DDPM(steps=10), 1000)
+            TIME_SAMPLERS[name]().check(sde, SimpleWeighting(), draws=1000)
+        TIME_SAMPLERS[name]().check(DDPM(steps=10), SimpleWeighting(), draws=1000)
     with pytest.raises(InputError, match=r"`sde\.t_min` must be ≤ 1/10"):
         draw(TIME_SAMPLERS["discrete"](), sde, LikelihoodWeighting())
 
@@ -289,6 +289,29 @@ def test_importance_follows_the_weight(sde: SDE, name: str) -> None:
     off = (weighting.of_eps(sde, t.double()) / density / total).log().abs()
     assert (off < change[torch.searchsorted(edges, t.double()).clamp(min=1) - 1] + 1e-5).all()
     assert off.mean() < 0.15, "the cells are finer than the weight's changes, and nearly so next to a pole"
+
+
+@pytest.mark.parametrize("weighting", ["simple", "likelihood", "p2", "snr_plus_one"])
+@pytest.mark.parametrize("sampler", [ImportanceTime(stratified=False), LogNormalTime()])
+def test_training_refuses_times_that_one_uniform_draw_is_worth_thirty_of(sampler: TimeSampler, weighting: str) -> None:
+    """By the variance of the loss of a score that is right for other data: all of it is of the same order."""
+    sde, row = VPSDE(t_min=1e-3), WEIGHTINGS[weighting]()
+    x0 = GaussianMixture.gaussian(sde, f64([0.0, 0.0]), 0.6).sample(200_000, generator=generator(2))
+    wrong = GaussianMixture.gaussian(sde, f64([0.0, 0.0]), 0.5)
+    how = {"weighting": row, "generator": generator(3)}
+    moments = [
+        dsm_loss(wrong.score, sde, x0, time_sampler=times, **how).loss.double().square().mean()  # type: ignore[arg-type]
+        for times in (sampler, UniformTime())
+    ]
+    worth = float(moments[0] / moments[1])
+    if worth < 3:
+        sampler.check(sde, row, draws=1)
+    else:
+        assert worth > 300
+        with pytest.raises(
+            InputError, match=r"the error vanishes: with this loss.weighting about .* worth one of unifo"
+        ):
+            sampler.check(sde, row, draws=1)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)

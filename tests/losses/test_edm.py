@@ -82,9 +82,9 @@ def test_a_law_beside_the_process_is_refused() -> None:
     for sampler in (LogNormalTime(p_mean=-40.0), LogNormalTime(p_mean=30.0)):
         message = r"`p_mean` = (-40|30) with `p_std` = 1.2 must put at least 1% of the noise levels .*choose `p_mean`"
         with pytest.raises(InputError, match=message):
-            sampler.check(sde, 100)
+            sampler.check(sde, SimpleWeighting(), draws=100)
         with pytest.raises(InputError, match=message):
             sampler.draw(sde, SimpleWeighting(), u)
-    LogNormalTime().check(sde, 1)
+    LogNormalTime().check(sde, SimpleWeighting(), draws=1)
     with pytest.raises(InputError, match=r"`p_std` must be > 0, got 0"):
         LogNormalTime(p_std=0.0)

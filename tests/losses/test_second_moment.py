@@ -108,7 +108,7 @@ def test_options_that_cannot_work(options: dict[str, Any], message: str) -> None
 def test_a_run_too_short_to_learn_is_refused() -> None:
     message = r"must see each of 100 levels 10 times before it learns, got 999 draws in all; give more training.steps"
     with pytest.raises(InputError, match=message):
-        SecondMomentTime().check(VPSDE(), 999)
+        SecondMomentTime().check(VPSDE(), SimpleWeighting(), draws=999)
     with pytest.raises(InputError, match="each of 4 levels 10 times"):
-        SecondMomentTime().check(Chain(), 39)
-    SecondMomentTime().check(Chain(), 40)
+        SecondMomentTime().check(Chain(), SimpleWeighting(), draws=39)
+    SecondMomentTime().check(Chain(), SimpleWeighting(), draws=40)

@@ -133,7 +133,7 @@ def test_a_learned_weighting_is_trained_and_its_loss_is_that_of_its_base(tmp_pat
 @pytest.mark.parametrize(
     "loss",
     [
-        *({"weighting": name, "time_sampler": "importance"} for name in WEIGHTINGS),
+        *({"weighting": name, "time_sampler": "stratified"} for name in WEIGHTINGS),
         *({"weighting": "simple", "time_sampler": name} for name in TIME_SAMPLERS),
     ],
     ids=lambda loss: "-".join(loss.values()),
