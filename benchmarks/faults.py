@@ -287,6 +287,15 @@ FAULTS = [
         *LOSS,
     ),
     Fault(
+        "worth-of-a-constant-error",
+        "losses/time_sampling.py",
+        "square = (weighting.of_eps(sde, t) / (1 + 4 * (sde.std(t) / sde.mean_coef(t)) ** 2)) ** 2",
+        "square = weighting.of_eps(sde, t) ** 2",
+        "times are judged as if the error of ε were the same at all of them",
+        "losses",
+        "conformance/test_time_samplers.py",
+    ),
+    Fault(
         "history-of-one-batch",
         "losses/second_moment.py",
         "place = 1 + (state[level, 0].long() + rank) % self.history",
