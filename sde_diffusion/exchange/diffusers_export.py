@@ -83,16 +83,21 @@ def scheduler_config(trained: Trained) -> dict[str, Any]:
     predictions = {ours: theirs for theirs, ours in diffusers_scheduler.PREDICTIONS.items()}
     rule = f"be one of {', '.join(predictions)}"
     _check(model["prediction"] in predictions, "model.prediction", rule, model["prediction"])
+    ddim = (
+        sampling["solver"]["name"] == "ddim" and not trained.model.learned_variance
+    )  # which that one cannot split off
+    own = (
+        {"set_alpha_to_one": sampling["denoise"]} if ddim else {"variance_type": _variance(trained, sampling["solver"])}
+    )
     return {
-        **diffusers_scheduler.DEFAULTS,
-        "_class_name": "DDIMScheduler" if sampling["solver"]["name"] == "ddim" else "DDPMScheduler",
+        "_class_name": "DDIMScheduler" if ddim else "DDPMScheduler",
         "_diffusers_version": VERSION,
-        **_rates(process["steps"], process["beta"]),
-        **_clipping(sampling),
         "num_train_timesteps": process["steps"],
         "prediction_type": predictions[model["prediction"]],
         "timestep_spacing": "linspace",
-        "variance_type": _variance(trained.model.learned_variance, sampling["solver"]),
+        **_rates(process["steps"], process["beta"]),
+        **_projection(sampling),
+        **own,
     }
 
 
@@ -143,15 +148,23 @@ def _rates(steps: int, beta: Raw) -> dict[str, Any]:
     return {"trained_betas": rates(steps).tolist()}
 
 
-def _clipping(sampling: Raw) -> dict[str, Any]:
-    """The keys of x̂0's range."""
-    project = sampling["project"]
-    if project and project["name"] == "clip" and project["low"] == -project["high"]:
-        return {"clip_sample": True, "clip_sample_range": project["high"]}
+def _projection(sampling: Raw) -> dict[str, Any]:
+    """The keys of what becomes of x̂0."""
+    project = sampling["project"] or {"name": "none"}
+    if project["name"] == "dynamic_threshold":
+        _check(project["bound"] == 1, "sampling.project.bound", "be 1", project["bound"])
+        limit = {"sample_max_value": 10 * diffusers_scheduler.UNLIMITED}
+        return {"clip_sample": False, "thresholding": True, "dynamic_thresholding_ratio": project["quantile"], **limit}
+    if project["name"] == "clip":
+        low, high = project["low"], project["high"]
+        _check(low == -high, "sampling.project.low", f"be −`high` = {-high}", low)
+        return {"clip_sample": True, "clip_sample_range": high}
     return {"clip_sample": bool(sampling["clip"])}
 
 
-def _variance(learned: bool, solver: Raw) -> str:
+def _variance(trained: Trained, solver: Raw) -> str:
     """`variance_type`; a head for the variance is only read where it is `learned_range`."""
     kinds = {"small": "fixed_small", "large": "fixed_large"}
-    return "learned_range" if learned else kinds.get(solver.get("variance", "small"), "fixed_small")
+    return (
+        "learned_range" if trained.model.learned_variance else kinds.get(solver.get("variance", "small"), "fixed_small")
+    )

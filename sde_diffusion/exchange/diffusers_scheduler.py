@@ -16,9 +16,11 @@ DEFAULTS: dict[str, Any] = {
     "beta_start": 1e-4,
     "clip_sample": True,
     "clip_sample_range": 1.0,
+    "dynamic_thresholding_ratio": 0.995,
     "num_train_timesteps": 1000,
     "prediction_type": "epsilon",
     "rescale_betas_zero_snr": False,
+    "sample_max_value": 1.0,
     "set_alpha_to_one": True,
     "thresholding": False,
     "trained_betas": None,
@@ -30,6 +32,7 @@ SOLVERS = {"DDPMScheduler": "ancestral", "DDIMScheduler": "ddim"}
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 VARIANCES = {"fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large", "learned_range": "learned"}
 BETAS = {"linear": "linear", "scaled_linear": "quadratic", "sigmoid": "sigmoid", "squaredcos_cap_v2": "cosine"}
+UNLIMITED = 1e3  # a `sample_max_value` that no x̂0 reaches
 DDIM_STEPS = 50  # of diffusers' own pipeline, where nothing is said
 
 
@@ -47,8 +50,7 @@ def scheduler_keys(found: Mapping[str, Any], source: object) -> Keys:
         ("variance_type", VARIANCES),
     ):
         keys.check(key, keys[key] in known, f"be one of {', '.join(known)}")
-    for key in ("rescale_betas_zero_snr", "thresholding"):
-        keys.check(key, keys[key] is False, "be false")
+    keys.check("rescale_betas_zero_snr", keys["rescale_betas_zero_snr"] is False, "be false")
     keys.check("trained_betas", keys["trained_betas"] is None, "be null, with the rates named by `beta_schedule`,")
     keys.check("num_train_timesteps", keys.whole("num_train_timesteps") >= 2, "be ≥ 2")
     return keys
@@ -70,8 +72,6 @@ def sections(keys: Keys, *, learned: bool) -> Raw:
         solver["variance"] = variance
     else:
         solver["steps"] = min(DDIM_STEPS, steps) - 1  # and the denoising at the end
-    bound = keys.number("clip_sample_range")
-    clip: Raw = {"clip": True} if bound == 1 else {"project": {"name": "clip", "low": -bound, "high": bound}}
     return {
         "sde": {"name": "ddpm", "steps": steps, "beta": {"name": name, **ends}},
         "model": {
@@ -84,6 +84,19 @@ def sections(keys: Keys, *, learned: bool) -> Raw:
         "sampling": {
             "solver": solver,
             "denoise": bool(keys["set_alpha_to_one"]),
-            **(clip if keys["clip_sample"] else {}),
+            **_projection(keys),
         },
     }
+
+
+def _projection(keys: Keys) -> Raw:
+    """What becomes of x̂0: thresholded, clipped, or left."""
+    if keys["thresholding"] and keys.number("sample_max_value") > 1:
+        limit = keys.number("sample_max_value") >= UNLIMITED
+        keys.check("sample_max_value", limit, f"be 1, or at least {UNLIMITED:g}, for ours has no limit above 1,")
+        ratio = keys.number("dynamic_thresholding_ratio")
+        return {"project": {"name": "dynamic_threshold", "quantile": ratio, "bound": 1.0}}
+    bound = 1.0 if keys["thresholding"] else keys.number("clip_sample_range")
+    if not (keys["thresholding"] or keys["clip_sample"]):
+        return {}
+    return {"clip": True} if bound == 1 else {"project": {"name": "clip", "low": -bound, "high": bound}}

@@ -217,6 +217,12 @@ def test_ancestral_sampling_is_that_of_ddpm(
     both_ways(tmp_path, scheduler, steps, monkeypatch, **learned)
 
 
+@pytest.mark.parametrize("limits", [{"sample_max_value": 1e4, "dynamic_thresholding_ratio": 0.8}, {}])
+def test_thresholding_is_that_of_ddpm(limits: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamic; or with the default limit of 1, which makes a clipping of it."""
+    both_ways(tmp_path, DDPMScheduler(num_train_timesteps=12, thresholding=True, **limits), 12, monkeypatch)
+
+
 @pytest.mark.parametrize("clip_sample", [True, False])
 def test_ddim_is_that_of_ddim(clip_sample: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where x̂0 is clipped ε̂ follows from it, as an option of diffusers has it."""

@@ -103,7 +103,7 @@ def test_diffusers_samples_an_exported_pipeline(tmp_path: Path) -> None:
         ("{name: quadratic}", {"beta_schedule": "scaled_linear"}),
         ("{name: cosine}", {"beta_schedule": "squaredcos_cap_v2"}),
         ("{name: sigmoid}", {"beta_schedule": "sigmoid"}),
-        ("{name: cosine, cap: 0.9}", {"beta_schedule": "linear"}),
+        ("{name: cosine, cap: 0.9}", {"num_train_timesteps": 30}),
     ],
 )
 def test_the_scheduler_has_the_rates_of_the_chain(beta: str, expected: dict[str, Any], tmp_path: Path) -> None:
@@ -115,7 +115,30 @@ def test_the_scheduler_has_the_rates_of_the_chain(beta: str, expected: dict[str,
     sde = trained(run).model.sde
     levels = torch.arange(1, 31, dtype=torch.float64) / 30
     torch.testing.assert_close(scheduler.alphas_cumprod.double(), sde.mean_coef(levels) ** 2, rtol=1e-5, atol=1e-7)
-    assert (raw["trained_betas"] is None) == ("cap" not in beta)
+    assert ("trained_betas" in raw) == ("cap" in beta)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        ("clip=true", {"clip_sample": True, "_class_name": "DDPMScheduler", "variance_type": "fixed_small"}),
+        ("solver={name: ancestral, variance: large}", {"clip_sample": False, "variance_type": "fixed_large"}),
+        ("solver={name: ddim}", {"_class_name": "DDIMScheduler", "set_alpha_to_one": True}),
+        ("project={name: clip, low: -2.0, high: 2.0}", {"clip_sample": True, "clip_sample_range": 2.0}),
+        ("project={name: dynamic_threshold, quantile: 0.9}", {"thresholding": True, "dynamic_thresholding_ratio": 0.9}),
+    ],
+)
+def test_the_scheduler_samples_as_the_config_does(sampling: str, expected: dict[str, Any], tmp_path: Path) -> None:
+    """And an import of it has the same section again, but for the steps, which are no matter of a scheduler."""
+    run = run_of(tmp_path / "run", f"sampling.{sampling}")
+    exported(run, tmp_path / "exported")
+    raw = json.loads((tmp_path / "exported" / "scheduler" / "scheduler_config.json").read_text())
+    assert raw | expected == raw
+    succeed("import", tmp_path / "exported", "--data", "digits", "--out", tmp_path / "again")
+    before, after = (trained(folder).config.sampling for folder in (run, tmp_path / "again"))
+    assert (before.projection, before.denoise) == (after.projection, after.denoise)
+    assert type(before.solver) is type(after.solver)
+    assert getattr(before.solver, "variance", None) == getattr(after.solver, "variance", None)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +147,11 @@ def test_the_scheduler_has_the_rates_of_the_chain(beta: str, expected: dict[str,
         (["sde.name=vp", "model.conditioning=time"], "`sde.name` must be ddpm, a chain of levels, to be exported"),
         (["model.conditioning=time"], "`model.conditioning` must be step to be exported to diffusers, got time"),
         (["model.scale_input=true"], r"`model.scale_input` must be false, or model.sigma_data be 1, to be exported"),
+        (["sampling.project={name: clip, low: 0, high: 1}"], r"`sampling.project.low` must be −`high` = -1.0 to be"),
+        (
+            ["sampling.project={name: dynamic_threshold, bound: 2}"],
+            r"`sampling.project.bound` must be 1 to be exported",
+        ),
         (["model.prediction=edm"], "`model.prediction` must be one of eps, x0, v to be exported to diffusers, got edm"),
         (["model.network=mlp"], "`model.network` must be unet to be exported to diffusers, got mlp"),
         (["model.network.groups=32"], "`model.network.groups` must be a number that all widths have to be exported"),

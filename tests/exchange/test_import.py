@@ -238,3 +238,43 @@ def test_a_pipeline_with_more_than_a_network_is_refused(pipeline: Path, tmp_path
     outcome = invoke("import", folder, "--out", tmp_path / "run")
     assert outcome.code == 2
     assert "must name a pipeline of `unet` and `scheduler` alone, got `vqvae` too" in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"_class_name": "PNDMScheduler"},
+            "`_class_name` of .* must be one of DDPMScheduler, DDIMScheduler to be imported",
+        ),
+        (
+            {"beta_schedule": "laplace"},
+            "`beta_schedule` of .* must be one of linear, scaled_linear, sigmoid, squaredcos",
+        ),
+        ({"prediction_type": "flow"}, "`prediction_type` of .* must be one of epsilon, sample, v_prediction to be"),
+        ({"variance_type": "learned"}, "`variance_type` of .* must be one of fixed_small, .*, learned_range to be"),
+        ({"variance_type": "learned_range"}, "`variance_type` of .* must be fixed, for the network has one head"),
+        ({"rescale_betas_zero_snr": True}, "`rescale_betas_zero_snr` of .* must be false to be imported, got True"),
+        ({"trained_betas": [0.1, 0.2]}, "`trained_betas` of .* must be null, with the rates named by `beta_schedule`"),
+        ({"num_train_timesteps": 1}, "`num_train_timesteps` of .* must be ≥ 2 to be imported, got 1"),
+        ({"num_train_timesteps": "many"}, "`num_train_timesteps` of .* must be a whole number > 0 to be imported"),
+        ({"beta_end": 1.5}, "`sde.beta`.*`last` must be < 1"),
+        ({"thresholding": True, "sample_max_value": 2}, "`sample_max_value` of .* must be 1, or at least 1000"),
+    ],
+)
+def test_a_scheduler_that_cannot_be_expressed_names_the_key(
+    pipeline: Path, tmp_path: Path, changed: dict[str, object], message: str
+) -> None:
+    folder = copy_of(pipeline, tmp_path / "model")
+    scheduler = json.loads((pipeline / "scheduler" / "scheduler_config.json").read_text()) | changed
+    (folder / "scheduler_config.json").write_text(json.dumps(scheduler))
+    outcome = invoke("import", folder, "--out", tmp_path / "run")
+    assert outcome.code == 2
+    assert re.search(message, outcome.error)
+
+
+def test_a_model_without_a_scheduler_is_said_to_be_taken_for_that_of_ddpm(pipeline: Path, tmp_path: Path) -> None:
+    folder = copy_of(pipeline, tmp_path / "model")
+    outcome = succeed("import", folder, "--out", tmp_path / "run", "--set", "sde.steps=300")
+    assert "no scheduler_config.json beside the model: taken to be DDPM's" in outcome.err
+    assert "steps: 300" in (tmp_path / "run" / "config.yaml").read_text()
