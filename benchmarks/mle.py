@@ -11,9 +11,10 @@ image:
   its interval over images, and with that over seeds alone (Student's t with as many degrees of freedom less one). The
   largest of the seeds is the last column; JSON has the interval over images of each.
 
-Work lies in a folder, each run in its own; what is there is taken up, so a killed benchmark goes on.
+Work lies in a folder, each run in its own; what is there is taken up, so a killed benchmark goes on. `--finished` tells
+what is done so far and runs nothing; a variant that has fewer seeds is compared on those.
 
-    python benchmarks/mle.py [--quick] [--steps N] [--seeds 0,1,2] [--only NAME,…]
+    python benchmarks/mle.py [--quick] [--finished] [--steps N] [--seeds 0,1,2] [--only "NAME;NAME"]
 """
 
 import argparse
@@ -84,11 +85,13 @@ def command(*arguments: object) -> None:
     subprocess.run(line, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
-def score(variant: Variant, seed: int, budget: Budget, work: Path) -> Tensor:
-    """Bits/dim of each image, (n,), of a run that is trained and scored if it is not yet."""
+def score(variant: Variant, seed: int, budget: Budget, work: Path, *, finished: bool) -> Tensor | None:
+    """Bits/dim of each image, (n,), of a run that is trained and scored if it is not yet; if `finished`, then None."""
     run = work / f"{''.join(c for c in variant.name if c.isalnum() or c in '²-')}_{budget.steps}_seed{seed}"
     result = run / "likelihood"
     if not (result / "likelihood.json").exists():
+        if finished:
+            return None
         command("train", *variant.options, *_options(*EQUAL), "--steps", budget.steps, "--seed", seed, "--out", run)
         limit = () if budget.limit is None else ("--limit", budget.limit)
         command("likelihood", run, "--no-reference", "--out", result, *limit)
@@ -118,21 +121,25 @@ def as_text(facts: dict[str, float | None]) -> str:
     return f"{facts['mean']:+.4f} ± {facts['half_width'] or float('nan'):.4f}"
 
 
-def report(scores: dict[str, Tensor], variants: Sequence[Variant]) -> list[dict[str, Any]]:
-    """One row for each variant that has been scored."""
+def report(scores: dict[str, dict[int, Tensor]], variants: Sequence[Variant]) -> list[dict[str, Any]]:
+    """One row for each variant that has been scored, by seed."""
     rows = []
     for variant in variants:
-        if variant.name not in scores:
+        if not scores[variant.name]:
             continue
-        values = scores[variant.name]
+        values = torch.stack(list(scores[variant.name].values()))
+        shared = [seed for seed in scores[variant.name] if seed in scores.get(BASELINE, {})]
         row: dict[str, Any] = {
             "variant": variant.name,
             "options": list(variant.options),
+            "seeds": list(scores[variant.name]),
+            "images": values.shape[1],
             "bits_per_dim": plain(mean_interval(values.mean(0))),
             "each_seed": [float(mean) for mean in values.mean(1)],
         }
-        if variant.name != BASELINE and BASELINE in scores:
-            row["minus"] = paired(values, scores[BASELINE])
+        if variant.name != BASELINE and shared:
+            ours, theirs = (torch.stack([scores[name][s] for s in shared]) for name in (variant.name, BASELINE))
+            row["minus"] = paired(ours, theirs)
         rows.append(row)
     return rows
 
@@ -157,6 +164,7 @@ def main() -> int:
     """Train, score, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="20 steps, 2 seeds, 16 images, to see that it works")
+    parser.add_argument("--finished", action="store_true", help="only tell what is done so far")
     parser.add_argument("--steps", type=int, default=1000, help="training steps of each run (default 1000)")
     parser.add_argument("--seeds", default="0,1,2", help="default 0,1,2")
     parser.add_argument("--only", help="names of variants, separated by semicolons")
@@ -171,12 +179,14 @@ def main() -> int:
     budget = Budget(20, seeds[:2], 16) if options.quick else Budget(options.steps, seeds, None)
     work = options.work.resolve()
     chosen = [v for v in VARIANTS if not options.only or v.name in options.only.split(";")]
-    scores: dict[str, list[Tensor]] = {variant.name: [] for variant in chosen}
+    scores: dict[str, dict[int, Tensor]] = {variant.name: {} for variant in chosen}
     for seed in budget.seeds:
         for variant in chosen:
-            scores[variant.name].append(score(variant, seed, budget, work))
-            print(f"seed {seed}, {variant.name}: {float(scores[variant.name][-1].mean()):.4f}", flush=True)
-    rows = report({name: torch.stack(values) for name, values in scores.items()}, chosen)
+            found = score(variant, seed, budget, work, finished=options.finished)
+            if found is not None:
+                scores[variant.name][seed] = found
+                print(f"seed {seed}, {variant.name}: {float(found.mean()):.4f}", flush=True)
+    rows = report(scores, chosen)
     print(f"\n{budget.steps} steps, {len(budget.seeds)} seeds\n\n{as_table(rows)}\n")
     write_results(
         options.out,
@@ -185,7 +195,6 @@ def main() -> int:
             "steps": budget.steps,
             "seeds": list(budget.seeds),
             "equal": list(EQUAL),
-            "images": len(scores[chosen[0].name][0]),
             "variants": rows,
         },
     )

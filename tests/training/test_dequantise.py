@@ -130,6 +130,11 @@ def test_first_weights_depend_on_the_seed_alone() -> None:
             r"`training.dequantise` must be uniform for two_moons: its values are continuous and have no bins",
         ),
         (DIGITS, {"weighting": "simple"}, r"`loss.weighting` likelihood and `loss.distance` l2 where"),
+        (
+            DIGITS,
+            {"time_sampler": {"name": "loss_second_moment", "bins": 2}},
+            r"`loss.time_sampler` must be one that does not learn",
+        ),
         (DIGITS, {"distance": "huber"}, r"`loss.weighting` likelihood and `loss.distance` l2 where"),
     ],
 )
