@@ -95,7 +95,7 @@ class _Levels(TimeSampler):
         level = (torch.searchsorted(cdf, u, right=True) - 1).clamp(0, count - 1)
         share = self.probabilities[level]
         if self.on_levels(sde):
-            return (level + 1) / count, count * share
+            return (level + 1).double() / count, count * share
         span = sde.t_max - sde.t_min
         return sde.t_min + span / count * (level + (u - cdf[level]) / share), count * share / span
 
