@@ -118,7 +118,8 @@ def plain(interval: Interval) -> dict[str, float | None]:
 
 def as_text(facts: dict[str, float | None]) -> str:
     """mean ± half-width."""
-    return f"{facts['mean']:+.4f} ± {facts['half_width'] or float('nan'):.4f}"
+    half_width = facts["half_width"]
+    return f"{facts['mean']:+.4f}" + ("" if half_width is None else f" ± {half_width:.4f}")
 
 
 def report(scores: dict[str, dict[int, Tensor]], variants: Sequence[Variant]) -> list[dict[str, Any]]:
