@@ -23,6 +23,7 @@ from sde_diffusion.losses import (
 )
 from sde_diffusion.losses.time_sampling import cell_edges
 from sde_diffusion.sde import SDE
+from sde_diffusion.verify import objectives
 from sde_diffusion.verify.check import STANDARD_ERRORS, Check, Measured, NotShown, Setting, mean_off, relative, worst
 from sde_diffusion.verify.problems import STD, gaussian, processes, variants
 
@@ -74,6 +75,7 @@ def checks(setting: Setting) -> Iterator[Check]:
     for key in DISTANCES:
         yield Check("E ρ(ε) of a zero score", key, partial(_distance, setting, key))
     plain = processes(betas=False)
+    yield from objectives.checks(setting)
     for name, sde in processes().items():
         wide = sde if sde.levels else replace(sde, t_min=1e-3)  # λ/std² ~ 1/t: by uniform draws a variance ~ 1/t_min
         yield Check("a draw of log_normal weighs as EDM's", name, partial(_edm_draw, setting, sde))
