@@ -10,7 +10,6 @@ from torch import Tensor
 from sde_diffusion.build import count_parameters
 from sde_diffusion.errors import InputError
 from sde_diffusion.networks import DDPMpp, NCSNpp
-from sde_diffusion.networks.biggan import Block
 from sde_diffusion.networks.resample import FilterDown
 from tests.exchange.score_sde_reference import PRESETS, ScoreSDENet
 
@@ -106,13 +105,16 @@ def test_every_level_gives_an_image_to_the_output() -> None:
         last.bias.data -= 1.0
 
 
-def test_a_block_divides_the_sum_of_its_branches_by_the_square_root_of_two() -> None:
-    """A new block's branch is zero, so it is its skip, and keeps the variance of two equal branches."""
-    x, shift = images(8, 6, 4).float(), torch.zeros(2, 8)
-    block = Block(8, 8, dropout=0.0, scale=math.sqrt(0.5))
-    torch.testing.assert_close(block(x, shift), x / math.sqrt(2))
-    smaller = Block(8, 8, dropout=0.0, scale=1.0, resample=FilterDown())
-    torch.testing.assert_close(smaller(x, shift), smaller.skip(FilterDown()(x)))
+@pytest.mark.parametrize(("rescale", "scale"), [(True, math.sqrt(0.5)), (False, 1.0)])
+def test_sums_of_two_branches_are_divided_by_the_square_root_of_two(rescale: bool, scale: float) -> None:
+    """The branches of a new network are zero, so its blocks and attentions are their skips, scaled."""
+    net = NCSNpp((2, 8, 8), rescale=rescale, **TINY | {"attention": (8,)})
+    x = images(8, 8, 8).float()
+    (block, *_), (attention, *_) = net.down[0].blocks, net.down[0].attentions
+    torch.testing.assert_close(block(x, torch.zeros(2, 8)), scale * x)
+    torch.testing.assert_close(attention(x), scale * x)
+    leave = net.down[0].leave
+    torch.testing.assert_close(leave(x, torch.zeros(2, 8)), scale * leave.skip(FilterDown()(x)))
 
 
 def test_attention_is_at_its_resolutions_once_a_level_on_the_way_up() -> None:
