@@ -200,7 +200,8 @@ def measure_deterministic(problem: Problem, exact: Tensor, nfes: Sequence[int]) 
     """Every solver on every grid, and adaptive ones at every tolerance."""
     found = []
     names = {"target": problem.target, "process": problem.process}
-    for solver, (name, grid) in itertools.product(DETERMINISTIC, GRIDS.items()):
+    grids = {name: grid for name, grid in GRIDS.items() if name != "levels" or problem.sde.levels}
+    for solver, (name, grid) in itertools.product(DETERMINISTIC, grids.items()):
         points = []
         for nfe in (n for n in nfes if n % solver.evaluations == 0):
             whole = replace(solver, steps=nfe // solver.evaluations, grid=grid())

@@ -1,6 +1,7 @@
 """`verify` on the command line: tables, files and exit codes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,14 @@ def test_an_area(tmp_path: Path) -> None:
     lines = outcome.out.splitlines()
     assert lines[0].split() == ["area", "what", "worst", "case", "error", "bound", "checks"]
     assert any(
-        line.startswith("sde") and "f and g² against autograd" in line and line.endswith("5 ok") for line in lines
+        line.startswith("sde") and "f and g² against autograd" in line and re.search(r" \d ok$", line) for line in lines
     )
-    assert "checks passed in" in lines[-1]
     facts = json.loads((tmp_path / "verify.json").read_text())
     assert facts["dtype"] == "float64"
     assert {check["area"] for check in facts["checks"]} == {"sde", "training"}
-    assert all(check["status"] == "ok" and check["error"] <= check["bound"] for check in facts["checks"])
-    assert lines[-1].startswith(f"{len(facts['checks'])} checks passed")
+    shown = [check for check in facts["checks"] if check["status"] != "skipped"]
+    assert all(check["status"] == "ok" and check["error"] <= check["bound"] for check in shown)
+    assert lines[-1].startswith(f"{len(shown)} checks passed")
 
 
 def test_a_line_for_every_check() -> None:
@@ -41,7 +42,7 @@ def test_what_fails_is_named_and_the_exit_code_is_one(monkeypatch: pytest.Monkey
     assert outcome.code == 1
     assert outcome.error.startswith("error: 2 of ")
     assert "checks failed: sde: f and g² against autograd of a and std (vp, 1 > 2.2e-12)" in outcome.error
-    assert "3 ok 2 failed" in outcome.out
+    assert re.search(r"\d ok 2 failed", outcome.out)
 
 
 def test_a_check_that_raises_fails_with_its_message_and_may_be_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
