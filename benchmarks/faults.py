@@ -1059,7 +1059,7 @@ FAULTS = [
     ),
     Fault(
         "labels-by-batch",
-        "build.py",
+        "sections.py",
         "torch.arange(start, start + count) % len(self.label)",
         "torch.arange(count) % len(self.label)",
         "the class of a sample depends on the batch",

@@ -23,9 +23,10 @@ RANKS = {
     "data": 4, "solvers": 4,
     "likelihood": 5, "pictures": 5, "sampling": 5,
     "config": 6, "training": 6,
-    "build": 7,
-    "exchange": 8, "verify": 8,
-    "commands": 9,
+    "sections": 7,
+    "build": 8,
+    "exchange": 9, "verify": 9,
+    "commands": 10,
 }  # fmt: skip
 
 

@@ -7,10 +7,8 @@ and 10 more, bit for bit.
 
 import logging
 import math
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -19,21 +17,22 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sde_diffusion.data import Batch, Dataset, sweep, training_batches
-from sde_diffusion.errors import InputError, require
+from sde_diffusion.errors import require
 from sde_diffusion.likelihood import BinFlow
 from sde_diffusion.likelihood.flow_dequantisation import PART
 from sde_diffusion.losses import DSMLoss, TimeSampler, learned_loss
 from sde_diffusion.model import ScoreModel
-from sde_diffusion.pictures import save_classes, save_samples
 from sde_diffusion.rng import derive_seed, generator
-from sde_diffusion.sampling import sample
 from sde_diffusion.solvers import SeededNoise
 from sde_diffusion.training.board import Board
 from sde_diffusion.training.checkpoint import Checkpoint
 from sde_diffusion.training.dequantise import flow_dequantised
 from sde_diffusion.training.ema import EMA
+from sde_diffusion.training.forward import Forward
 from sde_diffusion.training.options import LossConfig, TrainingConfig
+from sde_diffusion.training.preview import draw_samples
 from sde_diffusion.training.run_folder import RunFolder
+from sde_diffusion.training.speed import Speed
 from sde_diffusion.training.stop import StopRequest, stop_on_signals
 from sde_diffusion.training.window import BINS, LossWindow
 
@@ -159,7 +158,7 @@ class Trainer:
         return stop.signal
 
     def _loop(self, batches: Iterator[Batch], stop: StopRequest, bar: "tqdm[Any]", board: Board) -> None:
-        speed = _Speed(self.step, self.config.batch)
+        speed = Speed(self.step, self.config.batch)
         while self.step < self.config.steps and stop.signal is None:
             batch = next(batches)
             self.window.add(self.step, *self.train_step(batch))
@@ -256,26 +255,16 @@ class Trainer:
 
     def draw_preview(self) -> None:
         """A picture of samples by the EMA weights from noise that is the same at every step."""
-        spec, count = self.train.spec, self.config.preview_count
-        labels = None
-        if self._conditional:
-            labels = torch.arange(count, device=self.device) % len(spec.classes)
-        try:
-            samples = sample(
-                self.ema.model.bind(labels),
-                self.model.sde,
-                self.config.preview,
-                (count, *spec.shape),
-                noise=SeededNoise(self.seed, device=self.device),
-            )
-        except InputError as error:  # an untrained score may be too rough to integrate: no reason to stop training
-            logger.warning("no picture at step %d: %s", self.step, error)
-            return
-        path, values = self.folder.sample_path(self.step), spec.from_model(samples.x)
-        if labels is None:
-            save_samples(path, spec, values)
-        else:
-            save_classes(path, spec, values, labels)
+        draw_samples(
+            self.ema.model,
+            self.train.spec,
+            self.folder,
+            step=self.step,
+            solver=self.config.preview,
+            count=self.config.preview_count,
+            conditional=self._conditional,
+            noise=SeededNoise(self.seed, device=self.device),
+        )
 
     @property
     def _conditional(self) -> bool:
@@ -291,7 +280,7 @@ class Trainer:
     ) -> DSMLoss:
         x, cost = self._dequantised(x, draws)
         terms = self.loss.objective(
-            _Forward(model, label if self._conditional else None, self.config.precision == "bfloat16"),
+            Forward(model, label if self._conditional else None, self.config.precision == "bfloat16"),
             model.sde,
             x,
             weighting=self.loss.weighting,
@@ -335,44 +324,5 @@ class Trainer:
         return torch.where(coin < self.config.label_dropout, -1, label)
 
 
-@dataclass(frozen=True, eq=False)
-class _Forward:
-    """The score function of a model in training, in bfloat16 or not."""
-
-    model: ScoreModel
-    label: Tensor | None
-    rough: bool
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.rough):
-            score: Tensor = self.model(x, t, self.label)
-        return score
-
-    def score_and_fraction(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.rough):
-            return self.model.score_and_fraction(x, t, self.label)
-
-
 def _to(state: Tensor | None, device: torch.device) -> Tensor | None:
     return None if state is None else state.to(device)
-
-
-class _Speed:
-    """Images per second of training alone, without validation, pictures and checkpoints."""
-
-    def __init__(self, step: int, batch: int) -> None:
-        self._step, self._batch, self._start = step, batch, time.perf_counter()
-
-    def rate(self, step: int) -> float:
-        """Images per second since the last call, `step` being the steps done."""
-        now = time.perf_counter()
-        images, seconds = (step - self._step) * self._batch, now - self._start
-        self._step, self._start = step, now
-        return images / seconds
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave out the time spent inside."""
-        start = time.perf_counter()
-        yield
-        self._start += time.perf_counter() - start
