@@ -157,6 +157,16 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(headers), line(rule), *map(line, rows)])
 
 
+def fill_marks(text: str, page: str, contents: Mapping[str, str]) -> str:
+    """`text` with what stands between each `<!-- page: key -->` and `<!-- end -->` written anew."""
+    for key, content in contents.items():
+        begin, end = f"<!-- {page}: {key} -->", "<!-- end -->"
+        head, found, rest = text.partition(begin)
+        assert found, f"the page has no table {key}"
+        text = f"{head}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
 def short(value: float, digits: int = 3) -> str:
     """A number with `digits` significant digits and no exponent below a million."""
     if not math.isfinite(value) or value == 0 or abs(value) >= 1e6:

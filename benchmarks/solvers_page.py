@@ -15,7 +15,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from common import RESULTS, ROOT, short, table
+from common import RESULTS, ROOT, fill_marks, short, table
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from solvers import comparable, label
@@ -276,12 +276,7 @@ def tables(result: dict[str, Any], budget: dict[str, Any]) -> dict[str, str]:
 
 def with_tables(text: str, result: dict[str, Any], budget: dict[str, Any]) -> str:
     """`text` with what stands between each pair of marks written anew."""
-    for key, content in tables(result, budget).items():
-        begin, end = f"<!-- solvers: {key} -->", "<!-- end -->"
-        head, found, rest = text.partition(begin)
-        assert found, f"the page has no table {key}"
-        text = f"{head}{begin}\n{content}\n{end}{rest.partition(end)[2]}"
-    return text
+    return fill_marks(text, "solvers", tables(result, budget))
 
 
 def read_results() -> tuple[dict[str, Any], dict[str, Any]]:

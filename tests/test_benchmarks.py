@@ -34,10 +34,11 @@ def test_solvers_are_level_with_their_peers(tmp_path: Path) -> None:
             assert ours <= theirs * 1.001, pair
 
 
-def test_the_page_is_that_of_the_results() -> None:
-    """Its tables are those that solvers_page.py would write."""
+@pytest.mark.parametrize("module", ["solvers_page", "models_page"])
+def test_the_page_is_that_of_the_results(module: str) -> None:
+    """Its tables are those that the script would write."""
     code = (
-        "import solvers_page as page; text = page.PAGE.read_text();"
+        f"import {module} as page; text = page.PAGE.read_text();"
         "print(page.with_tables(text, *page.read_results()) == text)"
     )
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}", "OMP_NUM_THREADS": "1"}

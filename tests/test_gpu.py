@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sde_diffusion.build import Config, ModelConfig, build_trainer, load_trained
+from sde_diffusion.build import Config, ModelConfig, build_trainer, load_trained, read_config
 from sde_diffusion.config import Recipe
+from sde_diffusion.guidance import ClassifierFree
 from sde_diffusion.likelihood import ExactTrace, Hutchinson, log_likelihood
 from sde_diffusion.networks import UNet
 from sde_diffusion.sampling import sample
@@ -16,6 +17,7 @@ from sde_diffusion.training import RunFolder, TrainingConfig, load_checkpoint
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 DEVICE = torch.device("cuda")
+TINY_UNET = "{name: unet, channels: 8, multipliers: [1, 2], blocks: 1, attention: [4]}"
 TINY = ModelConfig(network=Recipe(UNet, {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,)}))
 
 
@@ -33,6 +35,45 @@ def test_train_save_and_use(tmp_path: Path, precision: str) -> None:
         drawn = sample(trained.model, config.sde, solver, (4, 1, 8, 8), noise=SeededNoise(0, device=DEVICE))
         assert drawn.x.device.type == "cuda"
         assert drawn.x.isfinite().all()
+
+
+CHAIN = ["sde=ddpm", "sde.steps=20", "model.conditioning=step"]
+SETTINGS = {
+    "a learned variance": [
+        *CHAIN,
+        "model.learned_variance=true",
+        "loss={objective: vlb, time_sampler: loss_second_moment}",
+        "training.steps=300",
+        "sampling.solver={name: ancestral, variance: learned, grid: levels, steps: 9}",
+    ],
+    "DDPM": [*CHAIN, "loss.time_sampler=discrete", "sampling.solver={name: ddim, grid: levels, steps: 9}"],
+    "labels": ["model.conditional=true"],
+    "learned dequantisation": ["training.dequantise=flow", "loss={weighting: likelihood, time_sampler: importance}"],
+    "a learned weighting": ["loss={weighting: {name: uncertainty, base: edm}, time_sampler: log_normal}"],
+    "NCSN++": ["model.network={name: ncsnpp, channels: 8, multipliers: [1, 2], blocks: 1, attention: [4]}"],
+    "DiT": ["model.network={name: dit, width: 32, depth: 1, head_channels: 16}"],
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_kind_of_model_trains_and_samples(tmp_path: Path, setting: str) -> None:
+    small = ["training.batch=16", "training.steps=4", "training.sample_every=0", "training.validate_every=2"]
+    tiny = [] if "network" in SETTINGS[setting][0] else [f"model.network={TINY_UNET}"]
+    config = read_config(None, [*small, *tiny, "sampling.solver={name: em, steps: 5}", *SETTINGS[setting]])
+    folder = RunFolder(tmp_path / "run")
+    build_trainer(config, folder, DEVICE).run()
+    newest = folder.latest()
+    assert newest is not None
+    trained = load_trained(load_checkpoint(newest, DEVICE), config, DEVICE)
+    guided = ClassifierFree(scale=2.0).apply(
+        trained.model.bind,
+        torch.arange(4, device=DEVICE) if config.model.conditional else torch.full((4,), -1, device=DEVICE),
+        config.sde,
+        conditional=config.model.conditional,
+    )
+    drawn = sample(guided, config.sde, config.sampling.solver, (4, 1, 8, 8), noise=SeededNoise(0, device=DEVICE))
+    assert drawn.x.device.type == DEVICE.type
+    assert drawn.x.isfinite().all()
 
 
 @pytest.mark.parametrize("divergence", [Hutchinson(probes=2), ExactTrace()])
