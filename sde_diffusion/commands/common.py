@@ -105,13 +105,14 @@ def show_config(raw: Raw) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A trained model, the checkpoint it came from and where results about it go."""
+    """A trained model, the checkpoint and the config it came from, and where results about it go."""
 
     trained: Trained
     path: Path
     folder: Path
     digest: str
     device: torch.device
+    own: Raw
     guide_digest: str | None = None
 
     def describe(self) -> str:
@@ -175,7 +176,7 @@ def load(
     target = choose_device(device)
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     trained = load_trained(checkpoint, config, target, ema=ema, run=RunFolder(folder))
-    return Loaded(trained, path, folder, hashlib.sha256(path.read_bytes()).hexdigest(), target)
+    return Loaded(trained, path, folder, hashlib.sha256(path.read_bytes()).hexdigest(), target, own)
 
 
 def stored_config(checkpoint: Checkpoint, path: Path) -> Raw:

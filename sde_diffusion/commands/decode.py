@@ -26,6 +26,7 @@ from sde_diffusion.commands.common import (
 from sde_diffusion.commands.examples import file_facts
 from sde_diffusion.commands.guiding import ALL, OWN, announce, class_assignments, class_options, guided, label_rows
 from sde_diffusion.commands.latents import read_labels, read_latents, solver_name, to_samples
+from sde_diffusion.commands.naming import results_folder
 from sde_diffusion.commands.solving import end_options, naming_flags, solver_assignments, solver_options
 from sde_diffusion.pictures import save_samples
 from sde_diffusion.sampling import require_deterministic
@@ -84,8 +85,11 @@ def decode(
     z = read_latents(latents, loaded.trained.spec)
     own = given["label"] == OWN
     labels = read_labels(latents, len(z)) if own else config.sampling.labels(0, len(z))
-    folder = out or loaded.folder / f"decode_{latents.stem}_{solver_name(loaded)}"
-    _run(loaded, z, labels, folder, loaded.facts() | file_facts(latents) | {"ema": ema, "own_labels": own})
+    source = file_facts(latents)
+    head = f"decode_{latents.stem}_{source['file_sha256'][:8]}_{solver_name(loaded)}"
+    word = given["label"] if isinstance(given["label"], str) else None
+    folder = out or results_folder(loaded, head, config.sampling, ema=ema, label=word)
+    _run(loaded, z, labels, folder, loaded.facts() | source | {"ema": ema, "own_labels": own})
 
 
 def _run(loaded: Loaded, z: npt.NDArray[Any], labels: Tensor, folder: Path, facts: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ from sde_diffusion.commands.latents import (
     undo,
     with_error,
 )
+from sde_diffusion.commands.naming import results_folder
 from sde_diffusion.commands.solving import naming_flags, solver_assignments, solver_options
 from sde_diffusion.data import Batch, Dataset, DataSpec, sweep
 from sde_diffusion.data.base import Split
@@ -101,7 +102,12 @@ def encode(
         show_config({"seed": config.seed, "encode": how, "sampling": plain_config(config)["sampling"]})
         return
     dataset = open_examples(loaded.trained, split, data_file)
-    folder = out or loaded.folder / f"encode_{how['split']}_{solver_name(loaded)}_seed{config.seed}"
+    head = f"encode_{how['split']}_{solver_name(loaded)}_seed{config.seed}"
+    more = {key: how[key] for key in ("start", "limit")} | {
+        f"no_{key}": not how[key] for key in ("check", "dequantise")
+    }
+    word = OWN if how["own_labels"] else None
+    folder = out or results_folder(loaded, head, config.sampling, ema=ema, **more, label=word)
     _run(loaded, dataset, folder, loaded.facts() | file_facts(data_file) | {"ema": ema, "encode": how})
 
 

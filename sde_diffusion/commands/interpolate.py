@@ -26,6 +26,7 @@ from sde_diffusion.commands.common import (
 from sde_diffusion.commands.examples import file_facts, open_examples
 from sde_diffusion.commands.guiding import announce, class_assignments, class_options, guided
 from sde_diffusion.commands.latents import solver_name, to_latents, to_samples
+from sde_diffusion.commands.naming import results_folder
 from sde_diffusion.commands.solving import end_options, naming_flags, solver_assignments, solver_options
 from sde_diffusion.data import Dataset, sweep
 from sde_diffusion.data.base import Split
@@ -94,7 +95,9 @@ def interpolate(
     dataset = open_examples(loaded.trained, split, data_file)
     for index in (index for pair in pairs for index in pair):
         require(0 <= index < len(dataset), f"`--pair` must be indices from 0 to {len(dataset) - 1}, got {index}")
-    folder = out or loaded.folder / f"interpolate_{how['split']}_{solver_name(loaded)}_seed{config.seed}"
+    head = f"interpolate_{how['split']}_{solver_name(loaded)}_seed{config.seed}"
+    ends = "_".join(f"{first}-{second}" for first, second in pairs)
+    folder = out or results_folder(loaded, head, config.sampling, ema=ema, pairs=ends, frames=frames)
     _run(loaded, dataset, folder, loaded.facts() | file_facts(data_file) | {"ema": ema, "interpolate": how})
 
 

@@ -28,6 +28,7 @@ from sde_diffusion.commands.examples import file_facts, open_examples
 from sde_diffusion.commands.ledger import write_ledger
 from sde_diffusion.commands.likelihood_report import Ends, end_rows, ends_of, split_facts, split_rows, table
 from sde_diffusion.commands.likelihood_tolerance import score_to_tolerance
+from sde_diffusion.commands.naming import results_folder
 from sde_diffusion.data import Dataset, sweep
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.likelihood import (
@@ -58,7 +59,8 @@ Examples:
 \b
 Each image is dequantised by a draw that depends on the seed and its index. With --tol images come in random order, the
 ODE's tolerance is chosen unless it is given, and the mean stands for the whole split, or for what --start and --limit
-leave of it, scored or not. A killed run goes on where it stopped.
+leave of it, scored or not. A killed run goes on where it stopped. Without --out the folder is named by what was asked
+for: likelihood_test_seed0_probes4_limit256.
 """
 
 _REFERENCE = 0x6A0551  # purpose of random numbers
@@ -143,7 +145,7 @@ def likelihood(
     )
     _tell_misfit(loaded.trained, None if ledger else config.likelihood.dequantisation)
     what = data_file.stem if data_file else config.likelihood.split
-    folder = out or loaded.folder / f"likelihood_{what}_seed{config.seed}"
+    folder = out or results_folder(loaded, f"likelihood_{what}_seed{config.seed}", config.likelihood, ema=ema)
     source = file_facts(data_file) | {"ema": ema, "split": what, "seed": config.seed}
     if ledger:
         require(config.likelihood.tol is None, "--ledger and --tol exclude each other; drop one")

@@ -25,6 +25,7 @@ from sde_diffusion.commands.common import (
     write_json,
 )
 from sde_diffusion.commands.guiding import ALL, announce, class_assignments, class_options, guided, label_rows
+from sde_diffusion.commands.naming import results_folder
 from sde_diffusion.commands.solving import (
     budget_option,
     check_budget,
@@ -58,7 +59,8 @@ Examples:
 \b
 Sample i depends on the seed and on i, not on --batch: exactly but for rounding, and to the tolerance for `torchdiffeq`
 and `scipy`, whose steps the batch shares (`ode` has its own for each). A killed run goes on where it stopped. The
-picture shows the first 100 images or 5000 points, of several classes a row each; samples.npz has all.
+picture shows the first 100 images or 5000 points, of several classes a row each; samples.npz has all. Without --out
+the folder lies in the run's and is named by what was asked for: sample_em_seed0_steps500_label3_guidance2.
 
 \b
 --guidance SCALE weighs s = s_0 + SCALE (s_1 - s_0): 0 is the model without the label, 1 with it, more is guided (SCALE
@@ -100,6 +102,7 @@ def sample(
     check_budget(given, assignments, config_file)
     with naming_flags(given):
         loaded = load(checkpoint, config_file, overrides, device=device, ema=ema)
+    asked = loaded.trained.config.sampling
     config = spend_budget(given, assignments, config_file, loaded.trained.config)
     loaded = guided(replace(loaded, trained=replace(loaded.trained, config=config)), given["label"])
     config = loaded.trained.config
@@ -108,7 +111,9 @@ def sample(
         show_config({"seed": config.seed, "sampling": plain_config(config)["sampling"]})
         return
     name = plain_config(config)["sampling"]["solver"]["name"]
-    folder = out or loaded.folder / f"sample_{name}_seed{config.seed}"
+    word = given["label"] if given["label"] == ALL else None
+    head = f"sample_{name}_seed{config.seed}"
+    folder = out or results_folder(loaded, head, asked, ema=ema, nfe=given["nfe"], label=word)
     _run(loaded, folder, trajectory, {"ema": ema})
 
 

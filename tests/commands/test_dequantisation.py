@@ -41,7 +41,8 @@ def test_a_run_with_a_flow_is_scored_by_it(tmp_path: Path, with_flow: Path) -> N
     assert "fits it" not in outcome.out
     other = succeed("likelihood", with_flow, *LOOSE, "--limit", 3, "--no-reference", "--dequantisation", "uniform")
     assert "was trained on noise of a flow: likelihood.dequantisation=flow fits it, uniform noise costs" in other.out
-    plain = json.loads((with_flow / "likelihood_test_seed0" / "likelihood.json").read_text())
+    (path,) = with_flow.glob("likelihood_test_seed0_uniform_*/likelihood.json")
+    plain = json.loads(path.read_text())
     assert plain["bits_per_dim"] != told["bits_per_dim"]
 
 

@@ -193,7 +193,7 @@ def test_the_newest_run_is_used_and_named(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "runs" / "half" / "checkpoints").mkdir(parents=True)
     outcome = succeed("sample", "--solver", "em", "--steps", 1, "--count", 1)
     assert "using runs/new/checkpoints/step_00000001.safetensors (step 1, digits, vp) on cpu" in outcome.out
-    assert (tmp_path / "runs" / "new" / "sample_em_seed0" / "samples.png").exists()
+    assert (tmp_path / "runs" / "new" / "sample_em_seed0_steps1" / "samples.png").exists()
     assert "using runs/old" in succeed("sample", "runs/old", "--solver", "em", "--steps", 1, "--count", 1).out
     assert "no checkpoint in runs/half" in invoke("sample", "runs/half").error
     moved = (tmp_path / "runs" / "old" / "checkpoints" / "step_00000001.safetensors").rename(tmp_path / "one_file")

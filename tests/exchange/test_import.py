@@ -27,7 +27,7 @@ def test_an_imported_model_is_a_run_like_any_other(pipeline: Path, tmp_path: Pat
     assert checkpoint.meta["data"]["shape"] == [1, 8, 8]
     assert checkpoint.meta["data"]["levels"] == 256
     succeed("sample", run, "--solver", "ddim", "--steps", 2, "--count", 2)
-    assert (run / "sample_ddim_seed0" / "samples.png").is_file()
+    assert (run / "sample_ddim_seed0_steps2" / "samples.png").is_file()
 
 
 def test_an_import_is_scored_trained_on_and_exported(pipeline: Path, tmp_path: Path) -> None:

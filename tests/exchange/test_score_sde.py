@@ -162,7 +162,7 @@ def test_an_imported_checkpoint_is_a_run_like_any_other(tmp_path: Path) -> None:
     stored = load_checkpoint(RunFolder(run).checkpoints()[0])
     assert stored.meta["config"]["sde"] == {"name": "ve", "sigma_max": 100.0, "sigma_min": 0.02, "t_min": 1e-5}
     succeed("sample", run, "--solver", "em", "--steps", 3, "--count", 2)
-    assert (run / "sample_em_seed0" / "samples.png").is_file()
+    assert (run / "sample_em_seed0_steps3" / "samples.png").is_file()
 
 
 def test_the_size_is_guessed_from_the_attention_and_said(tmp_path: Path) -> None:

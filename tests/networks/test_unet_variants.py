@@ -80,4 +80,4 @@ def test_series_and_volumes_train_from_arrays(shape: tuple[int, ...], tmp_path: 
     out = succeed("train", *TINY, *data, "--steps", 2, "--out", tmp_path / "run").out
     assert f"shape {shape}" in out
     succeed("sample", tmp_path / "run", "--solver", "ddim", "--steps", 2, "--count", 2)
-    assert np.load(tmp_path / "run" / "sample_ddim_seed0" / "samples.npz")["samples"].shape == (2, *shape)
+    assert np.load(tmp_path / "run" / "sample_ddim_seed0_steps2" / "samples.npz")["samples"].shape == (2, *shape)
