@@ -114,7 +114,7 @@ class SamplingConfig:
         clip: Clip every predicted x̂0 to the range of discrete data.
         project: Another map of every predicted x̂0; null for none.
         label: Class of the samples, or several in turn: sample i is of the class at i modulo their number. −1 for none.
-        guidance: How the model is guided.
+        guidance: How the model is guided; null, as the default of scale 1, for not at all.
     """
 
     solver: Solver = PerSampleODE()
@@ -239,11 +239,13 @@ def read_config(file: Path | None, assignments: Sequence[str] = (), base: Raw | 
 
 
 def _renamed(raw: Raw) -> Raw:
-    """`raw` with the names that stand for what older configs said otherwise."""
-    training = raw.get("training")
-    if not isinstance(training, dict) or not isinstance(training.get("dequantise"), bool):
-        return raw
-    return raw | {"training": training | {"dequantise": "uniform" if training["dequantise"] else "centre"}}
+    """`raw` with the names that stand for what older configs said otherwise, and no guidance as that of scale 1."""
+    training, sampling = raw.get("training"), raw.get("sampling")
+    if isinstance(training, dict) and isinstance(training.get("dequantise"), bool):
+        raw = raw | {"training": training | {"dequantise": "uniform" if training["dequantise"] else "centre"}}
+    if isinstance(sampling, dict) and sampling.get("guidance", "") is None:
+        raw = raw | {"sampling": {key: value for key, value in sampling.items() if key != "guidance"}}
+    return raw
 
 
 def plain_config(config: Config) -> Raw:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from sde_diffusion.build import (
@@ -79,7 +80,8 @@ def guided(loaded: Loaded, label: Labels | None = None) -> Loaded:
     """`loaded` with what a word for --label stands for, and with what its guidance needs.
 
     Raises:
-        InputError: Guidance that the model does not allow, without a class, or by a checkpoint that does not fit.
+        InputError: Guidance that the model does not allow, without a class, or by a checkpoint that does not fit; a
+            class that the model does not know, or none where it was always told one.
     """
     trained = loaded.trained
     sampling, known = trained.config.sampling, label == OWN
@@ -89,16 +91,38 @@ def guided(loaded: Loaded, label: Labels | None = None) -> Loaded:
         sampling = dataclasses.replace(sampling, label=tuple(range(len(classes))))
         config = dataclasses.replace(trained.config, sampling=sampling)
         trained = dataclasses.replace(trained, config=config)
-    guidance = sampling.guidance
+    guidance, loaded = sampling.guidance, dataclasses.replace(loaded, trained=trained)
+    if not known and min(sampling.label) < 0:
+        require_unlabelled(loaded)
     if not guidance.active(conditional=trained.conditional):
-        return dataclasses.replace(loaded, trained=trained)
+        return _checked(loaded, known)
     require(
         not guidance.by_label or known or min(sampling.label) >= 0,
         f"guidance by {name_of(guidance)!r} goes towards a class, but there is none; give --label, e.g. --label 3",
     )
-    loaded = dataclasses.replace(loaded, trained=trained)
     _require_branches(loaded, guidance)
-    return _with_guide(loaded, guidance) if guidance.guide else loaded
+    return _checked(_with_guide(loaded, guidance) if guidance.guide else loaded, known)
+
+
+def require_unlabelled(loaded: Loaded) -> None:
+    """Refuse to use a conditional model without a class, if it was never trained so.
+
+    Raises:
+        InputError: It was not.
+    """
+    config = loaded.trained.config
+    require(
+        not config.model.conditional or config.training.label_dropout > 0,
+        f"{loaded.path} has never been trained without a class, for its training.label_dropout is 0; give --label, "
+        f"e.g. --label 3, or train with 0.1",
+    )
+
+
+def _checked(loaded: Loaded, known: bool) -> Loaded:
+    """`loaded`, whose model and guide know the classes of the config: what they do not know says so before any work."""
+    if not known:
+        loaded.trained.score_fn(torch.tensor(loaded.trained.config.sampling.label))
+    return loaded
 
 
 def name_of(guidance: Guidance) -> str:

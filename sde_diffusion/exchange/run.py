@@ -23,7 +23,10 @@ def run_config(found: Imported, given: Raw) -> Config:
     Raises:
         InputError: See `read_config`.
     """
-    sections = merge(found.config, {"model": {"conditional": found.classes > 0}, "data": _data(found)})
+    own: Raw = {"model": {"conditional": found.classes > 0}, "data": _data(found)}
+    if found.classes:
+        own["training"] = {"label_dropout": 0.0}  # it has always been told the class
+    sections = merge(found.config, own)
     return read_config(None, (), merge(sections, given))
 
 

@@ -210,6 +210,7 @@ def test_models_that_guidance_does_not_suit_are_refused(tmp_path: Path, trained:
     certain = train(tmp_path / "certain", *blunt, *quiet, steps=1)
     message = "needs the score without a label, which "
     refused(tmp_path, message, certain, "--label", 3, "--guidance", 2)
+    refused(tmp_path, "has never been trained without a class, for its training.label_dropout is 0", certain)
     by_class = guide("classifier", classifier)
     drawn(certain, tmp_path / "by_class", *EM, "--count", 2, "--label", 3, "--guidance", 2, *by_class)
     moons = ("--set", "data=two_moons", "--set", "model.network=mlp", "--set", "model.sigma_data=1")
@@ -218,6 +219,24 @@ def test_models_that_guidance_does_not_suit_are_refused(tmp_path: Path, trained:
     rings = ("--set", "data=swiss_roll", *moons[2:])
     bare = train(tmp_path / "bare", *rings, *quiet, base=TINY[2:], steps=1)
     refused(tmp_path, "--label all needs classes, but swiss_roll has none", bare, "--label", "all")
+
+
+def test_no_guidance_can_be_said_as_null(tmp_path: Path, labelled: Path) -> None:
+    (tmp_path / "guided.yaml").write_text("sampling: {guidance: {scale: 3}}")
+    (tmp_path / "not.yaml").write_text("sampling: {guidance: null}")
+    ask, none = ("--label", 3, "--dry-run"), ("--set", "sampling.guidance=null")
+    assert "guided by" in succeed("sample", labelled, "--config", tmp_path / "guided.yaml", *ask).out
+    for options in (("--config", tmp_path / "guided.yaml", *none), ("--config", tmp_path / "not.yaml"), none):
+        assert "guided by" not in succeed("sample", labelled, *options, *ask).out
+    assert "guided by" in succeed("sample", labelled, "--config", tmp_path / "not.yaml", "--guidance", 2, *ask).out
+
+
+def test_a_wrong_class_says_so_before_any_work(tmp_path: Path, labelled: Path) -> None:
+    outcome = invoke("sample", labelled, "--label", 12, "--dry-run")
+    assert outcome.code == 2
+    assert "`label` must be from 0 to 9, or −1 for none, got 12" in outcome.error
+    refused(tmp_path, "got 12", labelled, "--label", "3,12")
+    assert not (tmp_path / "out").exists()
 
 
 def test_guides_that_do_not_fit_are_refused(tmp_path: Path, labelled: Path, trained: Path, classifier: Path) -> None:

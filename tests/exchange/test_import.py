@@ -60,6 +60,13 @@ def test_classes_decide_the_data_set_and_are_named_by_it(tmp_path: Path) -> None
         data = load_checkpoint(RunFolder(tmp_path / "runs" / name).checkpoints()[0]).meta["data"]
         assert (data["name"], data["classes"]) == (name, list(map(str, range(classes))))
         succeed("sample", tmp_path / "runs" / name, "--nfe", 2, "--count", 1, "--label", 2)
+    for options, message in (
+        ((), "has never been trained without a class"),
+        (("--label", 2, "--guidance", 2), "the score without a label"),
+    ):
+        outcome = invoke("sample", tmp_path / "runs" / "mnist", "--nfe", 2, *options)
+        assert outcome.code == 2
+        assert message in outcome.error
     outcome = invoke("import", tmp_path / "images", "--data", "mnist", "--out", tmp_path / "new")
     assert outcome.code == 2
     assert "`data.name` must be a data set of 3 classes, got mnist of 10; name it by --data" in outcome.error
