@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sde_diffusion.build import REGISTRIES
 from sde_diffusion.commands.common import Loaded
 from sde_diffusion.config import plain
+from sde_diffusion.sections import REGISTRIES
 
 SILENT = ("batch", "count", "solver", "split")  # a matter of speed, more of the same, or said at the beginning
 WORDS = {"scale": "guidance", "confidence": "conf"}
@@ -38,7 +38,7 @@ def results_folder(loaded: Loaded, head: str, section: object, *, ema: bool | st
         asked["ema"] = ema or "none"
     if loaded.guide_digest is not None:
         asked.pop("checkpoint", None)
-        asked["by"] = loaded.guide_digest[:8]
+        asked[f"by-{loaded.guide_digest[:8]}"] = True
     tail = "".join(f"_{_written(name, value)}" for name, value in asked.items())
     if len(tail) > LONGEST:
         tail = f"{tail[:LONGEST]}_{hashlib.sha256(tail.encode()).hexdigest()[:8]}"

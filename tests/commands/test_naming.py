@@ -21,7 +21,7 @@ SAMPLES: dict[str, tuple[object, ...]] = {
     "_label-all": ("--label", "all"),
     "_label3_guidance2": ("--label", 3, "--guidance", 2),
     "_label3_guidance2_interval0.2-5": ("--label", 3, "--guidance", 2, "--set", "sampling.guidance.interval=[0.2, 5]"),
-    "_label3_autoguidance_by": (
+    "_label3_autoguidance_by-": (
         *("--label", 3, "--set", "sampling.guidance.name=autoguidance"),
         *("--set", "sampling.guidance.checkpoint={run}"),
     ),
@@ -38,7 +38,7 @@ def test_samples_of_other_settings_have_other_folders(run: Path) -> None:
         out = succeed("sample", run, "--solver", "ddim", "--steps", 2, "--count", 1, *given).out
         (folder,) = {Path(line.split()[1]).parent for line in out.splitlines() if line.startswith("wrote")}
         assert folder.name.startswith(f"sample_ddim_seed0_steps2{tail}")
-        assert folder.name.removeprefix(f"sample_ddim_seed0_steps2{tail}").isalnum() == tail.endswith("_by")
+        assert folder.name.removeprefix(f"sample_ddim_seed0_steps2{tail}").isalnum() == tail.endswith("_by-")
         found.add(folder)
     assert len(found) == len(SAMPLES)
     succeed("sample", run, "--nfe", 4, "--count", 1, "--batch", 1)
