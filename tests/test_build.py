@@ -1,5 +1,6 @@
 """From configs to objects: every shipped file, the device and the first weights."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -83,6 +84,31 @@ def test_the_large_configs_are_the_published_presets(stem: str) -> None:
         fourier = 128 * 512 if preset == "ncsnpp celeba" else 0
         assert count_parameters(net) == PRESETS[preset][2] + fourier
         assert net.to("meta")(torch.zeros(1, *shape), torch.zeros(1)).shape == (1, *shape)
+
+
+SIZED = [path for path in CONFIGS if "million parameters" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", SIZED, ids=lambda path: path.stem)
+def test_a_config_that_tells_its_size_tells_it_rightly(path: Path) -> None:
+    told = re.findall(r"\(([\d.]+) million parameters", path.read_text())
+    config = read_config(path)
+    data = plain_config(config)["data"]
+    with torch.device("meta"):
+        count = count_parameters(config.model.network((3, *data.get("size", (32, 32)))))
+    decimals = len(told[0].partition(".")[2])
+    assert told == [f"{count / 1e6:.{decimals}f}"]
+
+
+def test_the_large_networks_tell_their_sizes() -> None:
+    assert {path.stem for path in SIZED} == {path.stem for path in CONFIGS if path.stem.startswith(("cifar", "celeb"))}
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if "for bits/dim" in p.read_text()], ids=lambda path: path.stem)
+def test_what_is_for_bits_is_scored_by_the_noise_it_was_trained_with(path: Path) -> None:
+    config = read_config(path)
+    name = plain_config(config)["likelihood"]["dequantisation"]["name"]
+    assert name == config.training.dequantise.scored_by
 
 
 def test_first_weights_depend_on_the_seed_alone() -> None:

@@ -77,7 +77,8 @@ class DiT(nn.Module):
         shape = tuple(shape)
         require(
             len(shape) == 3 and min(shape) > 0,
-            f"`shape` must be (channels, height, width) for the network 'dit', got {shape}; 'mlp' takes any shape",
+            f"`shape` must be (channels, height, width) for the network 'dit', got {shape}; 'unet' takes series and "
+            "volumes too, 'mlp' any shape",
         )
         require_positive(heads=heads, patch=patch, depth=depth, head_channels=head_channels, mlp_ratio=mlp_ratio)
         require(width >= 4 and width % 4 == 0, f"`width` must be a multiple of 4, got {width}")

@@ -205,8 +205,8 @@ class DDPMpp(NCSNpp):
 def _check_shape(shape: tuple[int, ...], channels: int, multipliers: tuple[int, ...]) -> None:
     require(
         len(shape) == 3 and min(shape) > 0,
-        f"`shape` must be (channels, height, width) for the networks 'ncsnpp' and 'ddpmpp', got {shape}; 'mlp' takes "
-        f"any shape",
+        f"`shape` must be (channels, height, width) for the networks 'ncsnpp' and 'ddpmpp', got {shape}; 'unet' takes "
+        "series and volumes too, 'mlp' any shape",
     )
     require(channels >= 4 and channels % 2 == 0, f"`channels` must be even and ≥ 4, got {channels}")
     require(min(multipliers, default=0) > 0, f"`multipliers` must be one or more numbers > 0, got {tuple(multipliers)}")
