@@ -160,6 +160,7 @@ class LikelihoodConfig:
         start, limit: First example, and number of examples; null for all from there.
         batch: Examples scored at once.
         confidence: Level of the interval of the mean.
+        label: Class that a conditional model is told, for log p(x | y); null for each example's own, −1 for none.
         ledger: What the rows of `--ledger` spend.
     """
 
@@ -175,6 +176,7 @@ class LikelihoodConfig:
     limit: int | None = None
     batch: int = 128
     confidence: float = 0.95
+    label: int | None = -1
     ledger: LedgerOptions = LedgerOptions()
 
     def __post_init__(self) -> None:
@@ -198,6 +200,10 @@ class LikelihoodConfig:
         require(self.limit is None or self.limit > 0, f"`limit` must be > 0, got {self.limit}")
         require(self.start >= 0, f"`start` must be ≥ 0, got {self.start}")
         require(0 < self.confidence < 1, f"`confidence` must be in (0, 1), got {self.confidence}")
+        require(
+            self.label is None or self.label >= -1,
+            f"`label` must be a class ≥ 0, −1 for none, or null for each example's own, got {self.label}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

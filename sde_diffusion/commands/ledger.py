@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sde_diffusion.commands.common import GrowingArrays, Loaded, make_folder, write_json
 from sde_diffusion.commands.likelihood_report import finite
-from sde_diffusion.data import Dataset
+from sde_diffusion.likelihood import Examples
 from sde_diffusion.likelihood.ledger import Entry, LedgerRow, check_values, ledger_entries, ledger_row
 
 EXPLANATION = """\
@@ -22,25 +22,15 @@ flow: the density of the probability flow by its ODE. SDE bound, chain: variatio
 discretisations. Each is an upper bound of its model's code length; they differ by the noise, decoder or steps named."""
 
 
-def write_ledger(loaded: Loaded, dataset: Dataset, folder: Path, extra: dict[str, Any]) -> None:
+def write_ledger(loaded: Loaded, examples: Examples, folder: Path, extra: dict[str, Any]) -> None:
     """Compute every row that these data have, print the table and write `ledger.json`; a killed run goes on.
 
     Raises:
         InputError: Values that are no such data, a folder that cannot be written, or a solve that fails.
     """
     trained = loaded.trained
-    config, spec = trained.config, trained.spec
-    options = config.likelihood
-    entries = ledger_entries(
-        trained.model,
-        trained.model.sde,
-        spec,
-        divergence=options.divergence,
-        ode=options.ode,
-        options=options.ledger,
-        learned=trained.learned_noise,
-        seed=config.seed,
-    )
+    options, spec, dataset = trained.config.likelihood, trained.spec, examples.dataset
+    entries = _entries(loaded, examples, options.start, 1)
     facts = loaded.facts() | extra
     fixed = {key: value for key, value in facts.items() if key != "checkpoint"}
     stop = len(dataset) if options.limit is None else min(len(dataset), options.start + options.limit)
@@ -48,9 +38,9 @@ def write_ledger(loaded: Loaded, dataset: Dataset, folder: Path, extra: dict[str
     stores = [GrowingArrays(folder / "ledger" / f"{slug(e.name)}.npz", fixed | {"row": e.name}) for e in entries]
     done = sum(len(store) for store in stores)
     with tqdm(total=len(entries) * (stop - options.start), initial=done, unit="img", disable=None) as bar:
-        for entry, store in zip(entries, stores, strict=True):
-            bar.set_description(entry.name)
-            _fill(loaded, dataset, entry, store, stop, bar)
+        for number, store in enumerate(stores):
+            bar.set_description(entries[number].name)
+            _fill(loaded, examples, entries, number, store, stop, bar)
     rows = [_row(loaded, entry, store) for entry, store in zip(entries, stores, strict=True)]
     for store in stores:
         store.finish()
@@ -61,15 +51,41 @@ def write_ledger(loaded: Loaded, dataset: Dataset, folder: Path, extra: dict[str
     click.echo(f"{what}; the interval is over examples\n{EXPLANATION}\nwrote {folder / 'ledger.json'}")
 
 
-def _fill(loaded: Loaded, dataset: Dataset, entry: Entry, store: GrowingArrays, stop: int, bar: "tqdm[Any]") -> None:
-    """Score what `store` lacks, batch by batch."""
+def _entries(loaded: Loaded, examples: Examples, first: int, count: int) -> list[Entry]:
+    """The rows for `count` examples from `first` on; for any where they are not told their own labels."""
+    trained = loaded.trained
+    options = trained.config.likelihood
+    return ledger_entries(
+        examples.score_fn(trained.model.bind, first, count),
+        trained.model.sde,
+        trained.spec,
+        divergence=options.divergence,
+        ode=options.ode,
+        options=options.ledger,
+        learned=trained.learned_noise,
+        seed=examples.seed,
+    )
+
+
+def _fill(
+    loaded: Loaded,
+    examples: Examples,
+    entries: list[Entry],
+    number: int,
+    store: GrowingArrays,
+    stop: int,
+    bar: "tqdm[Any]",
+) -> None:
+    """Score what `store` lacks of the row `number`, batch by batch."""
     options = loaded.trained.config.likelihood
     for first in range(options.start + len(store), stop, options.batch):
         index = torch.arange(first, min(first + options.batch, stop))
-        values = dataset.fetch(index)[0].to(loaded.device)
+        values = examples.dataset.fetch(index)[0].to(loaded.device)
+        if examples.label is None:
+            entries = _entries(loaded, examples, first, len(index))
         check_values(loaded.trained.spec, values)
         clock = time.perf_counter()
-        bits, nfe = entry.score(values, first)
+        bits, nfe = entries[number].score(values, first)
         seconds = (time.perf_counter() - clock) / len(index)
         constant = np.ones(len(index))
         store.append(bits=bits.cpu().numpy(), index=index.numpy(), nfe=nfe * constant, seconds_each=seconds * constant)

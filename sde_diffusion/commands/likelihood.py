@@ -25,6 +25,7 @@ from sde_diffusion.commands.common import (
     write_json,
 )
 from sde_diffusion.commands.examples import file_facts, open_examples
+from sde_diffusion.commands.guiding import OWN, Labels, LabelsType, require_unlabelled
 from sde_diffusion.commands.ledger import write_ledger
 from sde_diffusion.commands.likelihood_report import Ends, end_rows, ends_of, split_facts, split_rows, table
 from sde_diffusion.commands.likelihood_tolerance import score_to_tolerance
@@ -53,6 +54,7 @@ Examples:
   python cli.py likelihood --limit 256 --probes 4
   python cli.py likelihood runs/digits_vp --exact --split train --limit 100
   python cli.py likelihood --ledger --limit 32
+  python cli.py likelihood --label own --limit 256          # p(x | y) of a conditional model, beside p(x) without it
   python cli.py likelihood --file mine.npy --rtol 1e-6 --atol 1e-6
   python cli.py likelihood --tol 0.02 --conf 0.95           # as many images, probes and repeats as that takes
 
@@ -100,6 +102,11 @@ REFERENCE_DIMS, REFERENCE_EXAMPLES = 4096, 60_000  # what a full covariance is a
 @click.option("--rtol", type=float, help="Relative tolerance of the ODE.")
 @click.option("--atol", type=float, help="Absolute tolerance of the ODE.")
 @click.option("--batch", type=int, help="Examples scored at once.")
+@click.option(
+    "--label",
+    type=LabelsType(OWN),
+    help="Class a conditional model is told, for p(x | y); own: each example's; -1 for none (default).",
+)
 @ema_options
 @click.option("--reference/--no-reference", default=True, show_default=True, help="Also score a Gaussian.")
 @click.option("--ledger", is_flag=True, help="All bounds of these examples in one table, in place of the score.")
@@ -125,8 +132,9 @@ def likelihood(
     named = as_assignments(
         likelihood__divergence__name=kind, likelihood__dequantisation__name=given.pop("dequantisation")
     )
+    told = _label_assignments(given.pop("label"))
     options = {f"likelihood__{SECTIONS.get(key, '')}{key}": value for key, value in given.items()}
-    overrides = [*named, *assignments, *as_assignments(**options, seed=seed)]
+    overrides = [*named, *assignments, *as_assignments(**options, seed=seed), *told]
     if ledger:
         _refuse_repeats(overrides)
     loaded = load(checkpoint, config_file, overrides, device=device, ema=ema)
@@ -134,7 +142,8 @@ def likelihood(
     if config.likelihood.tol is not None:
         chosen = any(re.match(r"\s*likelihood\.divergence(\.probes\s*=|\s*=.*\bprobes\b)", key) for key in overrides)
         require(not chosen, "--tol chooses the probes itself; drop likelihood.divergence.probes or --tol")
-    click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}")
+    _check_label(loaded)
+    click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}{_given(config.likelihood.label)}")
     if dry_run:
         show_config({"seed": config.seed, "likelihood": plain_config(config)["likelihood"]})
         return
@@ -145,11 +154,14 @@ def likelihood(
     )
     _tell_misfit(loaded.trained, None if ledger else config.likelihood.dequantisation)
     what = data_file.stem if data_file else config.likelihood.split
-    folder = out or results_folder(loaded, f"likelihood_{what}_seed{config.seed}", config.likelihood, ema=ema)
+    word = OWN if config.likelihood.label is None else None
+    folder = out or results_folder(
+        loaded, f"likelihood_{what}_seed{config.seed}", config.likelihood, ema=ema, label=word
+    )
     source = file_facts(data_file) | {"ema": ema, "split": what, "seed": config.seed}
     if ledger:
         require(config.likelihood.tol is None, "--ledger and --tol exclude each other; drop one")
-        write_ledger(loaded, dataset, folder, source)
+        write_ledger(loaded, _examples(loaded, dataset), folder, source)
         return
     if config.likelihood.tol is None:
         _score(loaded, dataset, reference, folder, source)
@@ -167,6 +179,34 @@ def _refuse_contradictions(exact: bool, data_file: Path | None, given: dict[str,
     for key in ("probes", "replicates"):
         require(given["tol"] is None or given[key] is None, f"--tol chooses the {key} itself; drop --{key} or --tol")
     require(given["max_solves"] is None or given["tol"] is not None, "--max-solves goes with --tol; give it as well")
+
+
+def _label_assignments(label: Labels | None) -> list[str]:
+    require(not isinstance(label, tuple) or len(label) == 1, f"--label must be one class or {OWN}, got {label}")
+    return [] if label is None else [f"likelihood.label={'null' if label == OWN else label[0]}"]
+
+
+def _check_label(loaded: Loaded) -> None:
+    """Refuse labels that the model was not trained with.
+
+    Raises:
+        InputError: See `ScoreModel.bind`; own labels of a model that knows none, or none where it was always told one.
+    """
+    label = loaded.trained.config.likelihood.label
+    if label is None:
+        require(
+            loaded.trained.conditional,
+            f"--label {OWN} needs a model that was trained with labels, but {loaded.path} was not; leave it out, or "
+            f"train one with model.conditional = true",
+        )
+        return
+    if label < 0:
+        require_unlabelled(loaded)
+    loaded.trained.model.bind(label)
+
+
+def _given(label: int | None) -> str:
+    return "" if label == -1 else f", log p(x | y) given {'their own labels' if label is None else f'label {label}'}"
 
 
 def _tell_misfit(trained: Trained, scored: Dequantisation | None) -> None:
@@ -235,7 +275,7 @@ def _score_all(loaded: Loaded, dataset: Dataset, reference: GaussianReference | 
             rows = _rows(
                 [
                     examples.score(
-                        trained.model,
+                        examples.score_fn(trained.model.bind, start, count),
                         trained.model.sde,
                         start,
                         count,
@@ -259,7 +299,8 @@ def _score_all(loaded: Loaded, dataset: Dataset, reference: GaussianReference | 
 def _examples(loaded: Loaded, dataset: Dataset) -> Examples:
     config = loaded.trained.config
     options, order = config.likelihood, torch.arange(len(dataset))
-    return Examples(dataset, order, loaded.trained.dequantisation, options.draws, config.seed, loaded.device)
+    noise = loaded.trained.dequantisation
+    return Examples(dataset, order, noise, options.draws, config.seed, loaded.device, options.label)
 
 
 def _rows(replicates: list[Scores]) -> dict[str, Tensor]:

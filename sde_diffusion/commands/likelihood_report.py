@@ -39,7 +39,8 @@ def ends_of(trained: Trained, examples: Examples, divergence: Divergence, *, fir
     truncation, gap = [], []
     for start in range(first, first + count, batch):
         x = examples.noised(start, min(batch, first + count - start), sde).x[0]
-        error = truncation_error(trained.model, sde, x, divergence=divergence, seed=examples.seed, start=start)
+        score_fn = examples.score_fn(trained.model.bind, start, len(x))
+        error = truncation_error(score_fn, sde, x, divergence=divergence, seed=examples.seed, start=start)
         truncation.append(-error.cpu() / (spec.dims * math.log(2)))
         gap.append(prior_gap(sde, x).cpu() / (spec.dims * math.log(2)))
     return Ends(mean_interval(torch.cat(truncation), confidence), mean_interval(torch.cat(gap), confidence))

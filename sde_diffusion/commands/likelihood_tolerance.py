@@ -125,7 +125,7 @@ class _Solves:
         trained = self._loaded.trained
         options = trained.config.likelihood
         scores = self._examples.score(
-            trained.model,
+            self._examples.score_fn(trained.model.bind, request.first, request.count),
             trained.model.sde,
             request.first,
             request.count,
@@ -155,7 +155,9 @@ def _in_random_order(loaded: Loaded, dataset: Dataset) -> Examples:
     options = config.likelihood
     stop = len(dataset) if options.limit is None else min(len(dataset), options.start + options.limit)
     order = torch.randperm(stop - options.start, generator=generator(config.seed, _ORDER)) + options.start
-    return Examples(dataset, order, loaded.trained.dequantisation, options.draws, config.seed, loaded.device)
+    return Examples(
+        dataset, order, loaded.trained.dequantisation, options.draws, config.seed, loaded.device, options.label
+    )
 
 
 def _named(split: str, start: int, count: int, total: int) -> str:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.data import Dataset, DataSpec
-from sde_diffusion.errors import SolveError
+from sde_diffusion.errors import InputError, SolveError
+from sde_diffusion.guidance import Bind
 from sde_diffusion.likelihood.dequantisation import Dequantisation, Dequantised
 from sde_diffusion.likelihood.divergence import Divergence
 from sde_diffusion.likelihood.flow import log_likelihood
@@ -57,6 +58,7 @@ class Examples:
         dequantisation, draws: The noise, and how many coupled draws of it make one replicate.
         seed: Of noise and probes. Replicate 0 has the noise of `data.sweep` if the order is that of the data.
         device: Where scores are computed.
+        label: Class that a score function is told: −1 for none, None for each example's own.
     """
 
     dataset: Dataset
@@ -65,6 +67,20 @@ class Examples:
     draws: int
     seed: int
     device: torch.device
+    label: int | None = -1
+
+    def score_fn(self, bind: Bind, first: int, count: int) -> ScoreFn:
+        """The score function for `count` examples from place `first` on, by `bind` of labels () or (count,).
+
+        Raises:
+            InputError: A label that `bind` does not know, or examples without labels where they are to be their own.
+        """
+        if self.label is not None:
+            return bind(torch.tensor(self.label))
+        labels = self.dataset.fetch(self.order[first : first + count])[1]
+        if labels is None:
+            raise InputError("own labels are asked for, but these examples have none; name a class, or leave it out")
+        return bind(labels)
 
     def noised(self, first: int, count: int, sde: SDE, *, replicate: int = 0) -> Dequantised:
         """The draws of `count` examples from place `first` on: x (d, count, *D) and log_q (d, count)."""
