@@ -786,7 +786,7 @@ FAULTS = [
     ),
     Fault(
         "ledger-width",
-        "likelihood/ledger.py",
+        "likelihood/ledger_rows.py",
         "math.log(self.spec.levels / (2 * bins))",
         "math.log(self.spec.levels / bins)",
         "bins twice as wide where the ledger's bounds start",
