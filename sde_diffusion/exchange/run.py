@@ -21,13 +21,23 @@ def run_config(found: Imported, given: Raw) -> Config:
     """The config of the run: what the file fixes, and over it the user's sections `given`.
 
     Raises:
-        InputError: See `read_config`.
+        InputError: See `read_config`; or a section `model` of another number of heads or classes than the file's.
     """
     own: Raw = {"model": {"conditional": found.classes > 0}, "data": _data(found)}
     if found.classes:
         own["training"] = {"label_dropout": 0.0}  # it has always been told the class
     sections = merge(found.config, own)
-    return read_config(None, (), merge(sections, given))
+    config = read_config(None, (), merge(sections, given))
+    for key, fixed, reason in (
+        ("learned_variance", sections["model"].get("learned_variance", False), "heads"),
+        ("conditional", found.classes > 0, "classes"),
+    ):
+        require(
+            getattr(config.model, key) == fixed,
+            f"`model.{key}` must be {str(fixed).lower()}, as the {reason} of the imported network are, got "
+            f"{str(not fixed).lower()}; leave it out",
+        )
+    return config
 
 
 def first_checkpoint(found: Imported, config: Config, source: str) -> Checkpoint:

@@ -61,7 +61,8 @@ def _parse(which: str, end: int) -> tuple[float, int]:
         f"an average must be a length in (0, {LONGEST:.4f}), LENGTH or LENGTH@STEP, or the rate of one that the run "
         f"kept, got {which!r}",
     )
-    require(0 < step <= end, f"the step of an average must be in [1, {end}], where the checkpoint stands, got {step}")
+    within = not at or 0 < step <= end
+    require(within, f"the step of an average must be in [1, {end}], where the checkpoint stands, got {step}")
     return length, step
 
 

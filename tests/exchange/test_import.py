@@ -27,6 +27,9 @@ def test_an_imported_model_is_a_run_like_any_other(pipeline: Path, tmp_path: Pat
     assert checkpoint.meta["data"]["shape"] == [1, 8, 8]
     assert checkpoint.meta["data"]["levels"] == 256
     succeed("sample", run, "--solver", "ddim", "--steps", 2, "--count", 2)
+    outcome = invoke("sample", run, "--ema", 0.05)
+    assert outcome.code == 2
+    assert "average of length 0.05 at step 0 cannot be found: the run kept no averages" in outcome.error
     assert (run / "sample_ddim_seed0_steps2" / "samples.png").is_file()
 
 
@@ -171,6 +174,11 @@ def test_weights_that_do_not_fit_are_named(
         (["{}"], "cannot tell what .* is; known formats: diffusers.*; give one by --format"),
         (["{}", "--format", "difusers"], "unknown format 'difusers'; did you mean 'diffusers'"),
         (["{}", "--format", "diffusers"], "cannot read .*config.json: No such file"),
+        (
+            ["MODEL", "--set", "model.learned_variance=true"],
+            "`model.learned_variance` must be false, as the heads of the imported network are, got true; leave it out",
+        ),
+        (["MODEL", "--set", "model.conditional=true"], "`model.conditional` must be false, as the classes of the"),
         (["MODEL", "--shape", "3x8"], "`--shape` must be 1xHEIGHTxWIDTH as .* says, got 3x8"),
         (["MODEL", "--shape", "3x-8"], "`--shape` must be sizes > 0 such as 3x32x32, got '3x-8'"),
         (
@@ -258,6 +266,7 @@ def test_a_pipeline_with_more_than_a_network_is_refused(pipeline: Path, tmp_path
             {"beta_schedule": "laplace"},
             "`beta_schedule` of .* must be one of linear, scaled_linear, sigmoid, squaredcos",
         ),
+        ({"beta_end": 1.0}, "`last` must be < 1, for β is the share of the variance made new, got 1.0"),
         ({"prediction_type": "flow"}, "`prediction_type` of .* must be one of epsilon, sample, v_prediction to be"),
         ({"variance_type": "learned"}, "`variance_type` of .* must be one of fixed_small, .*, learned_range to be"),
         ({"variance_type": "learned_range"}, "`variance_type` of .* must be fixed, for the network has one head"),

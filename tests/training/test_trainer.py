@@ -1,6 +1,7 @@
 """The training loop: a function of (config, seed, step), and what it reports."""
 
 import io
+import itertools
 import math
 import os
 import re
@@ -18,7 +19,9 @@ from torch import Tensor
 from sde_diffusion.config import Raw, merge
 from sde_diffusion.data import Batch, base, training_batches
 from sde_diffusion.errors import RunError
+from sde_diffusion.guidance import ClassifierFree
 from sde_diffusion.losses import DSMLoss
+from sde_diffusion.rng import generator
 from sde_diffusion.training import Trainer
 from tests.conftest import assert_mean
 from tests.training.tiny import DIGITS, POINTS, last_checkpoint, resumed, same_bits, timeless_metrics, trainer_for
@@ -276,6 +279,37 @@ def test_hidden_labels_are_a_share_of_all(tmp_path: Path) -> None:
     assert torch.equal(hidden[hidden >= 0], label[hidden >= 0])
     assert torch.equal(hidden, trainer._hide_labels(label, 3))  # type: ignore[arg-type]
     assert not torch.equal(hidden, trainer._hide_labels(label, 4))  # type: ignore[arg-type]
+
+
+def test_the_row_of_hidden_labels_is_that_of_guidance(tmp_path: Path) -> None:
+    """Where all labels are hidden one row of the table learns, which is the one that guidance goes away from."""
+    trainer = trainer_for(tmp_path, merge(DIGITS, LABELLED), label_dropout=1.0)
+    model, table = trainer.model, trainer.model.net.condition.table.weight
+    before = table.detach().clone()
+    for batch in itertools.islice(training_batches(trainer.train, batch=16, seed=0), 3):
+        trainer.train_step(batch)
+    moved = (table != before).any(1)
+    assert moved.nonzero().flatten().tolist() == [0]
+    x, t, labels = torch.randn(2, 1, 8, 8, generator=generator(0)), torch.full((2,), 0.5), torch.tensor([3, 4])
+    left = ClassifierFree(scale=0.0).apply(model.eval().bind, labels, model.sde, conditional=True)
+    with torch.no_grad():
+        found = left(x, t)
+        table[1:] += 1
+        assert torch.equal(left(x, t), found)
+        table[0] += 1
+        assert not torch.equal(left(x, t), found)
+
+
+def test_the_network_is_told_the_labels_that_are_left(tmp_path: Path) -> None:
+    trainer = trainer_for(tmp_path, merge(DIGITS, LABELLED), accumulate=3)
+    told: list[torch.Tensor] = []
+    trainer.model.net.register_forward_pre_hook(lambda module, inputs: told.append(inputs[2]))
+    batch = next(training_batches(trainer.train, batch=16, seed=0))
+    trainer.train_step(batch)
+    hidden = trainer._hide_labels(batch.label, 0)
+    assert hidden is not None
+    assert torch.equal(torch.cat(told), hidden)
+    assert bool((hidden == -1).any())
 
 
 def test_bfloat16_reaches_the_network_alone(tmp_path: Path) -> None:
