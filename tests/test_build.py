@@ -138,6 +138,13 @@ def test_a_network_that_does_not_fit_the_data_is_refused() -> None:
         build_model(small(), DataSpec("two_moons", (2,), levels=None), CPU)
 
 
+@pytest.mark.parametrize("name", ["ncsnpp", "ddpmpp", "dit"])
+def test_a_network_for_images_alone_names_those_for_series(name: str) -> None:
+    config = read_config(None, [f"model.network={{name: {name}}}"])
+    with pytest.raises(InputError, match=rf"'{name}'.*got \(2, 33\); 'unet' takes series and volumes too, 'mlp' any"):
+        build_model(config, DataSpec("arrays", (2, 33), levels=None), CPU)
+
+
 def test_a_trained_model_is_the_average_unless_the_last_weights_are_asked_for() -> None:
     config = small()
     first, last = build_model(config, IMAGE, CPU), build_model(small("seed=1"), IMAGE, CPU)
