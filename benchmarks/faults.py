@@ -1075,6 +1075,25 @@ FAULTS = [
         "guidance",
         "commands/test_guiding.py",
     ),
+    # conditioning
+    Fault(
+        "hidden-labels",
+        "training/trainer.py",
+        "torch.where(coin < self.config.label_dropout, -1, label)",
+        "torch.where(coin < self.config.label_dropout, 0, label)",
+        "hidden labels are taken for the first class",
+        "training",
+        "training/test_trainer.py",
+    ),
+    Fault(
+        "own-labels-order",
+        "likelihood/scoring.py",
+        "self.dataset.fetch(self.order[first : first + count])[1]",
+        "self.dataset.fetch(torch.arange(first, first + count))[1]",
+        "examples in random order are told the labels of others",
+        "likelihood",
+        "commands/test_likelihood_labels.py",
+    ),
     # guidance
     Fault(
         "guidance-halves",

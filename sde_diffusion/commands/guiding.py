@@ -118,6 +118,36 @@ def require_unlabelled(loaded: Loaded) -> None:
     )
 
 
+def label_assignments(label: Labels | None) -> list[str]:
+    """Overrides of the config for --label of `likelihood`."""
+    require(not isinstance(label, tuple) or len(label) == 1, f"--label must be one class or {OWN}, got {label}")
+    return [] if label is None else [f"likelihood.label={'null' if label == OWN else label[0]}"]
+
+
+def check_label(loaded: Loaded) -> None:
+    """Refuse a label of `likelihood` that the model was not trained with.
+
+    Raises:
+        InputError: See `ScoreModel.bind`; own labels of a model that knows none, or none where it was always told one.
+    """
+    label = loaded.trained.config.likelihood.label
+    if label is None:
+        require(
+            loaded.trained.conditional,
+            f"--label {OWN} needs a model that was trained with labels, but {loaded.path} was not; leave it out, or "
+            f"train one with model.conditional = true",
+        )
+        return
+    if label < 0:
+        require_unlabelled(loaded)
+    loaded.trained.model.bind(label)
+
+
+def given_label(label: int | None) -> str:
+    """What is told of the class of a likelihood."""
+    return "" if label == -1 else f", log p(x | y) given {'their own labels' if label is None else f'label {label}'}"
+
+
 def _checked(loaded: Loaded, known: bool) -> Loaded:
     """`loaded`, whose model and guide know the classes of the config: what they do not know says so before any work."""
     if not known:

@@ -8,7 +8,6 @@ import click
 
 from sde_diffusion.build import Trained, plain_config
 from sde_diffusion.commands.common import (
-    Loaded,
     as_assignments,
     ema_options,
     load,
@@ -16,7 +15,7 @@ from sde_diffusion.commands.common import (
     show_config,
 )
 from sde_diffusion.commands.examples import file_facts, open_examples
-from sde_diffusion.commands.guiding import OWN, Labels, LabelsType, require_unlabelled
+from sde_diffusion.commands.guiding import OWN, LabelsType, check_label, given_label, label_assignments
 from sde_diffusion.commands.ledger import write_ledger
 from sde_diffusion.commands.likelihood_plain import examples_of, score_plainly
 from sde_diffusion.commands.likelihood_tolerance import score_to_tolerance
@@ -108,7 +107,7 @@ def likelihood(
     named = as_assignments(
         likelihood__divergence__name=kind, likelihood__dequantisation__name=given.pop("dequantisation")
     )
-    told = _label_assignments(given.pop("label"))
+    told = label_assignments(given.pop("label"))
     options = {f"likelihood__{SECTIONS.get(key, '')}{key}": value for key, value in given.items()}
     overrides = [*named, *assignments, *as_assignments(**options, seed=seed), *told]
     if ledger:
@@ -118,8 +117,8 @@ def likelihood(
     if config.likelihood.tol is not None:
         chosen = any(re.match(r"\s*likelihood\.divergence(\.probes\s*=|\s*=.*\bprobes\b)", key) for key in overrides)
         require(not chosen, "--tol chooses the probes itself; drop likelihood.divergence.probes or --tol")
-    _check_label(loaded)
-    click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}{_given(config.likelihood.label)}")
+    check_label(loaded)
+    click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}{given_label(config.likelihood.label)}")
     if dry_run:
         show_config({"seed": config.seed, "likelihood": plain_config(config)["likelihood"]})
         return
@@ -155,34 +154,6 @@ def _refuse_contradictions(exact: bool, data_file: Path | None, given: dict[str,
     for key in ("probes", "replicates"):
         require(given["tol"] is None or given[key] is None, f"--tol chooses the {key} itself; drop --{key} or --tol")
     require(given["max_solves"] is None or given["tol"] is not None, "--max-solves goes with --tol; give it as well")
-
-
-def _label_assignments(label: Labels | None) -> list[str]:
-    require(not isinstance(label, tuple) or len(label) == 1, f"--label must be one class or {OWN}, got {label}")
-    return [] if label is None else [f"likelihood.label={'null' if label == OWN else label[0]}"]
-
-
-def _check_label(loaded: Loaded) -> None:
-    """Refuse labels that the model was not trained with.
-
-    Raises:
-        InputError: See `ScoreModel.bind`; own labels of a model that knows none, or none where it was always told one.
-    """
-    label = loaded.trained.config.likelihood.label
-    if label is None:
-        require(
-            loaded.trained.conditional,
-            f"--label {OWN} needs a model that was trained with labels, but {loaded.path} was not; leave it out, or "
-            f"train one with model.conditional = true",
-        )
-        return
-    if label < 0:
-        require_unlabelled(loaded)
-    loaded.trained.model.bind(label)
-
-
-def _given(label: int | None) -> str:
-    return "" if label == -1 else f", log p(x | y) given {'their own labels' if label is None else f'label {label}'}"
 
 
 def _tell_misfit(trained: Trained, scored: Dequantisation | None) -> None:
