@@ -16,7 +16,7 @@ MODULES = {".".join(("sde_diffusion", *p.relative_to(ROOT).with_suffix("").parts
 RANKS = {
     "errors": -1, "version": -1,
     "files": 0, "interpolation": 0, "registry": 0, "rng": 0, "tensors": 0,
-    "networks": 1, "sde": 1,
+    "networks": 1, "pretrained": 1, "sde": 1,
     "chain": 2, "decoder": 2, "grids": 2, "score": 2,
     "classifier": 3, "guidance": 3, "losses": 3, "model": 3, "oracle": 3, "projections": 3,
     "solvers.base": 3, "solvers.noise": 3,

@@ -23,6 +23,7 @@ from sde_diffusion.build import MODEL, Trained, choose_device, load_trained, pla
 from sde_diffusion.config import Raw, differences
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import write_atomically
+from sde_diffusion.pretrained import PRETRAINED, name_of, pretrained
 from sde_diffusion.training import Checkpoint, RunFolder, load_checkpoint, newest_run
 from sde_diffusion.version import __version__
 
@@ -41,6 +42,7 @@ FORGETTABLE = [  # what older checkpoints may spell otherwise
 ]
 
 _USUAL, _LAST = "usual", "sde_diffusion.last_weights"  # a value of --ema, and where --no-ema is noted
+_PRETRAINED = "sde_diffusion.pretrained"  # where --pretrained is noted
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -93,6 +95,33 @@ def ema_options(command: Command) -> Command:
     return average(last(command))
 
 
+def checkpoint_options(command: Command) -> Command:
+    """The argument CHECKPOINT, or --pretrained in its place, together `checkpoint: Path | None`."""
+
+    def note(context: click.Context, _: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            context.meta[_PRETRAINED] = pretrained(value)
+
+    def chosen(context: click.Context, _: click.Parameter, value: Path | None) -> Path | None:
+        ours: Path | None = context.meta.get(_PRETRAINED)
+        require(
+            ours is None or value is None, f"--pretrained and a checkpoint exclude each other, got {value}; drop one"
+        )
+        return ours or value
+
+    kind = click.Path(path_type=Path)
+    argument = click.argument("checkpoint", required=False, type=kind, callback=chosen)
+    option = click.option(
+        "--pretrained",
+        metavar="NAME",
+        expose_value=False,
+        is_eager=True,
+        callback=note,
+        help=f"A model that comes with the package: {', '.join(PRETRAINED)}.",
+    )
+    return argument(option(command))
+
+
 def as_assignments(**values: Any) -> list[str]:
     """Overrides `section.key=value` of the options that were given; `__` in a keyword stands for the dot."""
     return [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in values.items() if value is not None]
@@ -115,17 +144,23 @@ class Loaded:
     own: Raw
     guide_digest: str | None = None
 
+    @property
+    def name(self) -> str:
+        """What the checkpoint is called."""
+        ours = name_of(self.path)
+        return f"pretrained {ours}" if ours else str(self.path)
+
     def describe(self) -> str:
         """What is used, for the user."""
         process = plain_config(self.trained.config)["sde"]["name"]
         weights = f"; {self.trained.origin}" if self.trained.origin else ""
         what = f"step {self.trained.step}, {self.trained.spec.name}, {process}{weights}"
-        return f"using {self.path} ({what}) on {self.device}"
+        return f"using {self.name} ({what}) on {self.device}"
 
     def facts(self) -> dict[str, Any]:
         """What a result must say to be made again."""
         return {
-            "checkpoint": str(self.path),
+            "checkpoint": self.name,
             "checkpoint_sha256": self.digest,
             **({} if self.guide_digest is None else {"guide_sha256": self.guide_digest}),
             "step": self.trained.step,
@@ -152,6 +187,13 @@ def find_checkpoint(given: Path | None) -> Path:
     return found
 
 
+def home(path: Path) -> Path:
+    """The folder of the run that a checkpoint belongs to: where its snapshots are and results about it go."""
+    if ours := name_of(path):
+        return RUNS / "pretrained" / ours
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
 def load(
     given: Path | None, config_file: Path | None, assignments: list[str], *, device: str, ema: bool | str = True
 ) -> Loaded:
@@ -173,8 +215,7 @@ def load(
             key == "seed" or (key.partition(".")[0] in USABLE and not key.startswith(FIXED)),
             f"`{key}` is {before} in the checkpoint {path} and cannot be changed to {after} here; train a new run",
         )
-    target = choose_device(device)
-    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    target, folder = choose_device(device), home(path)
     trained = load_trained(checkpoint, config, target, ema=ema, run=RunFolder(folder))
     return Loaded(trained, path, folder, hashlib.sha256(path.read_bytes()).hexdigest(), target, own)
 

@@ -16,6 +16,7 @@ from sde_diffusion.commands.common import (
     GrowingArrays,
     Loaded,
     as_assignments,
+    checkpoint_options,
     ema_options,
     load,
     make_folder,
@@ -47,7 +48,7 @@ PICTURED, POINTS = 100, 5000  # most samples in a picture: images, and points of
 
 
 @click.command(epilog=EPILOG, short_help="Turn latents into samples.")
-@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@checkpoint_options
 @click.option("--latents", required=True, type=click.Path(path_type=Path), help="A .npz or .npy file. Required.")
 @solver_options
 @end_options

@@ -14,6 +14,7 @@ from sde_diffusion.commands.common import (
     GrowingArrays,
     Loaded,
     as_assignments,
+    checkpoint_options,
     ema_options,
     load,
     make_folder,
@@ -57,7 +58,7 @@ PICTURED, POINTS = 12, 5000  # most examples in the picture: images, and points 
 
 
 @click.command(epilog=EPILOG, short_help="Carry data to latents and back.")
-@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@checkpoint_options
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Which data. Default: test.")
 @click.option("--file", "data_file", type=click.Path(path_type=Path), help="Encode a .npy or .npz file instead.")
 @click.option("--start", type=click.IntRange(min=0), default=0, help="First example.")

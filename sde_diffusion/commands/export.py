@@ -5,7 +5,15 @@ from pathlib import Path
 import click
 
 from sde_diffusion.build import plain_config
-from sde_diffusion.commands.common import as_assignments, ema_options, load, make_folder, shared_options, show_config
+from sde_diffusion.commands.common import (
+    as_assignments,
+    checkpoint_options,
+    ema_options,
+    load,
+    make_folder,
+    shared_options,
+    show_config,
+)
 from sde_diffusion.exchange import FORMATS
 from sde_diffusion.registry import lookup
 
@@ -18,7 +26,7 @@ Examples:
 
 
 @click.command(epilog=EPILOG, short_help="Write a model for another package.")
-@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@checkpoint_options
 @click.option("--format", "name", default="diffusers", show_default=True, help=f"{', '.join(FORMATS)}.")
 @ema_options
 @shared_options

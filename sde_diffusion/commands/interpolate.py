@@ -16,6 +16,7 @@ from sde_diffusion.commands.common import (
     GrowingArrays,
     Loaded,
     as_assignments,
+    checkpoint_options,
     ema_options,
     load,
     make_folder,
@@ -50,7 +51,7 @@ second example. A killed run goes on where it stopped.
 
 
 @click.command(epilog=EPILOG, short_help="Go from one example to another through the latents.")
-@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@checkpoint_options
 @click.option("--pair", "pairs", type=int, nargs=2, multiple=True, required=True, help="Two examples; repeatable.")
 @click.option("--frames", type=click.IntRange(min=2), default=9, show_default=True, help="Points between, with ends.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Whose examples. Default: test.")

@@ -9,6 +9,7 @@ import click
 from sde_diffusion.build import Trained, plain_config
 from sde_diffusion.commands.common import (
     as_assignments,
+    checkpoint_options,
     ema_options,
     load,
     shared_options,
@@ -57,7 +58,7 @@ REPEATS = {  # options that say how often a score is repeated, which a ledger's 
 
 
 @click.command(epilog=EPILOG, short_help="Score data in bits/dim.")
-@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@checkpoint_options
 @click.option("--split", help="train, validation or test (default).")
 @click.option("--file", "data_file", type=click.Path(path_type=Path), help="Score a .npy or .npz file instead.")
 @click.option("--start", type=int, help="First example scored.")

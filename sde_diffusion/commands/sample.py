@@ -17,6 +17,7 @@ from sde_diffusion.commands.common import (
     GrowingArrays,
     Loaded,
     as_assignments,
+    checkpoint_options,
     ema_options,
     load,
     make_folder,
@@ -73,7 +74,7 @@ PICTURED, POINTS = 100, 5000  # most samples in a picture: images, and points of
 
 
 @click.command(epilog=EPILOG, short_help="Draw samples from a model.")
-@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@checkpoint_options
 @budget_option
 @solver_options
 @end_options

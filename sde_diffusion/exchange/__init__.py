@@ -8,9 +8,10 @@ from sde_diffusion.exchange.diffusers import Diffusers
 from sde_diffusion.exchange.run import first_checkpoint, run_config
 from sde_diffusion.exchange.score_sde import ScoreSDE
 from sde_diffusion.exchange.slots import Slot, to_ours, to_theirs
+from sde_diffusion.exchange.weights import Weights
 from sde_diffusion.registry import lookup
 
-FORMATS: dict[str, type[Format]] = {"diffusers": Diffusers, "score_sde": ScoreSDE}
+FORMATS: dict[str, type[Format]] = {"diffusers": Diffusers, "score_sde": ScoreSDE, "weights": Weights}
 
 
 def find_format(path: Path, name: str | None) -> Format:

@@ -34,7 +34,9 @@ def averaged(checkpoint: Checkpoint, which: bool | str = True, run: RunFolder | 
         InputError: No such average, a step that the run has not reached, or no snapshots to find it from.
     """
     if which is False:
-        return Averaged(checkpoint.group("model"), "the last weights")
+        last = checkpoint.group("model")
+        require(bool(last), "the checkpoint holds averaged weights only; use it without --no-ema")
+        return Averaged(last, "the last weights")
     main = checkpoint.group(MAIN)
     if which is True:
         return Averaged(main, "")
