@@ -62,6 +62,18 @@ class RunError(RuntimeError):
     """A run that had to stop although its input was sound, e.g. at a non-finite loss. The message is for the user."""
 
 
+class ToldError(Exception):
+    """The end of a process among several, for a reason that another of them has told the user.
+
+    Attributes:
+        code: The exit code.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__("told by another rank")
+        self.code = code
+
+
 def require(condition: bool, message: str) -> None:
     """Raise `InputError(message)` unless `condition` holds."""
     if not condition:

@@ -17,7 +17,7 @@ from sde_diffusion.commands.likelihood import likelihood
 from sde_diffusion.commands.sample import sample
 from sde_diffusion.commands.train import train
 from sde_diffusion.commands.verify import verify
-from sde_diffusion.errors import InputError, RunError
+from sde_diffusion.errors import InputError, RunError, ToldError
 from sde_diffusion.version import __version__
 
 EPILOG = """\b
@@ -53,6 +53,8 @@ def main() -> None:
         _fail(str(error), 2)
     except RunError as error:
         _fail(str(error), 1)
+    except ToldError as error:
+        sys.exit(error.code)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
