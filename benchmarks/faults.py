@@ -1034,7 +1034,7 @@ FAULTS = [
     Fault(
         "optimizer-not-restored",
         "training/trainer.py",
-        'self.optimizer.state[parameter] = {key: moments[f"{key}.{name}"].to(self.device) for key in keys}',
+        'self.optimizer.state[parameter] = {key: like(moments[f"{key}.{name}"], parameter) for key in keys}',
         "pass",
         "a resumed run forgets the optimizer's moments",
         "training",

@@ -15,6 +15,7 @@ from sde_diffusion.likelihood import Dequantisation, FlowDequantisation
 from sde_diffusion.likelihood.flow_dequantisation import PART
 from sde_diffusion.losses import Denoising, LikelihoodWeighting
 from sde_diffusion.model import ScoreModel
+from sde_diffusion.perf import Perf, prepare, resolve_precision
 from sde_diffusion.rng import derive_seed
 from sde_diffusion.score import ScoreFn
 from sde_diffusion.sections import REGISTRIES, Config, ModelConfig, SamplingConfig, plain_config, read_config
@@ -39,6 +40,8 @@ __all__ = [
     "load_trained",
     "plain_config",
     "read_config",
+    "resolve_perf",
+    "resolve_precision_of",
 ]
 
 MODEL, CLASSIFIER = "model", "classifier"  # what a checkpoint holds: its meta entry `kind`, a model without one
@@ -92,6 +95,17 @@ def build_model(config: Config, spec: DataSpec, device: torch.device) -> ScoreMo
     return model.to(device)
 
 
+def resolve_precision_of(config: Config, device: torch.device) -> Config:
+    """`config` with the precision that training has on `device`, for a run goes on in the one it was begun in."""
+    precision = resolve_precision(config.training.precision, device)
+    return replace(config, training=replace(config.training, precision=precision))
+
+
+def resolve_perf(config: Config, device: torch.device) -> Perf:
+    """What the section `perf` stands for on `device`."""
+    return config.perf.resolve(device)
+
+
 def check_training(config: Config) -> None:
     """Refuse to train what the loss cannot train.
 
@@ -139,8 +153,10 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device) -> Tr
     """
     check_training(config)
     train, validation = config.data.load("train"), config.data.load("validation")
+    model, perf = build_model(config, train.spec, device), resolve_perf(config, device)
+    prepare(model, perf)
     return Trainer(
-        build_model(config, train.spec, device),
+        model,
         train,
         validation,
         config=config.training,
@@ -148,7 +164,7 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device) -> Tr
         folder=folder,
         seed=config.seed,
         device=device,
-        meta={"config": plain_config(config), "data": train.spec.to_dict()},
+        meta={"config": plain_config(config), "data": train.spec.to_dict(), "perf": str(perf)},
         parts=build_parts(config, train.spec, device),
     )
 
@@ -251,6 +267,7 @@ def load_trained(
         part.load_state_dict(checkpoint.group(f"parts.{name}"))
         part.eval().requires_grad_(False)
     model.eval().requires_grad_(False)
+    prepare(model, resolve_perf(config, device))
     return Trained(model, spec, config, checkpoint.meta["step"], origin, parts=parts)
 
 

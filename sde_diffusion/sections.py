@@ -44,6 +44,7 @@ from sde_diffusion.losses import (
 )
 from sde_diffusion.model import NOISE_CONDITIONINGS, PREDICTIONS
 from sde_diffusion.networks import CLASSIFIERS, NETWORKS, Encoder, UNet
+from sde_diffusion.perf import PerfConfig
 from sde_diffusion.projections import PROJECTIONS, Clip, Projection
 from sde_diffusion.registry import lookup
 from sde_diffusion.sde import BETA_SEQUENCES, BETAS, SDE, SDES, VPSDE, BetaSchedule, BetaSequence
@@ -229,6 +230,7 @@ class Config:
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
+    perf: PerfConfig = PerfConfig()
     sampling: SamplingConfig = SamplingConfig()
     likelihood: LikelihoodConfig = LikelihoodConfig()
     classifier: ClassifierConfig = ClassifierConfig()

@@ -34,6 +34,7 @@ USABLE = (
     "training",
     "classifier",
     "data",
+    "perf",
 )  # sections that may differ from the checkpoint's: data move
 FIXED = ("data.name", "training.dequantise")  # but these are what the weights are of
 FORGETTABLE = [  # what older checkpoints may spell otherwise

@@ -14,10 +14,13 @@ from sde_diffusion.build import (
     count_parameters,
     plain_config,
     read_config,
+    resolve_perf,
+    resolve_precision_of,
 )
 from sde_diffusion.commands.common import RUNS, as_assignments, shared_options, show_config, stored_config
 from sde_diffusion.config import Raw, differences
 from sde_diffusion.errors import InputError, require
+from sde_diffusion.perf import resolve_precision
 from sde_diffusion.sde import SDES
 from sde_diffusion.training import RunFolder, Trainer, load_checkpoint
 
@@ -36,7 +39,8 @@ The same command again resumes the run where its newest checkpoint stands. Ctrl-
 FREE = (
     *("training.steps", "training.keep", "training.workers", "training.validation_examples"),
     *("training.log_every", "training.validate_every", "training.sample_every", "training.save_every"),
-    *("training.snapshot_every", "training.preview", "training.preview_count", "sampling", "likelihood", "classifier"),
+    *("training.snapshot_every", "training.preview", "training.preview_count"),
+    *("perf", "sampling", "likelihood", "classifier"),
     *("data.root", "data.download", "data.file", "data.test", "data.labels", "data.test_labels"),
 )
 
@@ -65,6 +69,8 @@ def train(
     target = choose_device(device)
     if dry_run:
         show_config(raw)
+        precision = resolve_precision(config.training.precision, target)
+        click.echo(f"# on {target}: {precision}, {resolve_perf(config, target)}")
         return 0
     with folder.locked():
         return run(build_trainer, config, folder, target)
@@ -90,6 +96,7 @@ def run(
     Raises:
         InputError: The run is another, or its data have changed.
     """
+    config = resolve_precision_of(config, device)
     raw = plain_config(config)
     newest = folder.latest()
     checkpoint = None if newest is None else load_checkpoint(newest, device)

@@ -99,7 +99,7 @@ class ClassifierTrainer(Trainer):
         sde = self.model.sde
         t, density = time_sampler(sde, self.loss.weighting, len(x), generator=draws)
         eps = torch.randn(x.shape, generator=draws, device=x.device, dtype=x.dtype)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.rough):
             error = cross_entropy(model, sde, x, label, t, eps)
         loss = error / density
         return DSMLoss(loss, error, t, density, trained=loss)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from sde_diffusion.errors import require, require_positive
 from sde_diffusion.losses import Denoising, ImportanceTime, LikelihoodWeighting, Objective, TimeSampler, Weighting
+from sde_diffusion.perf import Precision
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers import PerSampleODE, Solver
 from sde_diffusion.training.dequantise import TrainingNoise, UniformNoise
@@ -55,7 +56,8 @@ class TrainingConfig:
             after training (`sample --ema LENGTH`); each costs memory as the weights do, [] for none.
         snapshot_every: Steps between snapshots of those, which that takes, 2 bytes a weight and average each; null for
             a sixteenth of `steps`, 0 for never.
-        precision: Of the network's forward pass; all else stays in float32.
+        precision: Of the network's forward pass; all else stays in float32. `auto` is bfloat16 on CUDA, if the device
+            computes in it, else float32.
         dequantise: What is made of discrete values; a row of `TRAINING_NOISES`. `true` and `false` are the names
             `uniform` and `centre` of older configs.
         flip: Mirror images at random.
@@ -82,7 +84,7 @@ class TrainingConfig:
     ema_decay: tuple[float, ...] = (0.999,)
     ema_profiles: tuple[float, ...] = (0.05, 0.1)
     snapshot_every: int | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "auto"
     dequantise: TrainingNoise = UniformNoise()
     flip: bool = False
     label_dropout: float = 0.1

@@ -22,6 +22,7 @@ from sde_diffusion.likelihood import BinFlow
 from sde_diffusion.likelihood.flow_dequantisation import PART
 from sde_diffusion.losses import DSMLoss, TimeSampler, learned_loss
 from sde_diffusion.model import ScoreModel
+from sde_diffusion.perf import like, resolve_precision
 from sde_diffusion.rng import derive_seed, generator
 from sde_diffusion.solvers import SeededNoise
 from sde_diffusion.training.board import Board
@@ -72,6 +73,7 @@ class Trainer:
         self.model, self.train, self.validation = model, train, validation.to(device)
         self.config, self.loss, self.folder = config, loss, folder
         self.seed, self.device, self.meta = seed, device, meta
+        self.rough = resolve_precision(config.precision, device) == "bfloat16"
         self.parts = nn.ModuleDict(parts)
         self.time_state = _to(loss.time_sampler.initial_state(model.sde), device)
         self.ema = EMA(model, *config.ema_decay, profiles=config.ema_profiles)
@@ -117,7 +119,7 @@ class Trainer:
         moments = checkpoint.group("optimizer")
         keys = {name.partition(".")[0] for name in moments}
         for name, parameter in self._trained().items():
-            self.optimizer.state[parameter] = {key: moments[f"{key}.{name}"].to(self.device) for key in keys}
+            self.optimizer.state[parameter] = {key: like(moments[f"{key}.{name}"], parameter) for key in keys}
         self.window.sums = checkpoint.tensors.get("window.sums", LossWindow(self.model.sde.t_max).sums)
         self.step = self._saved = checkpoint.meta["step"]
 
@@ -280,7 +282,7 @@ class Trainer:
     ) -> DSMLoss:
         x, cost = self._dequantised(x, draws)
         terms = self.loss.objective(
-            Forward(model, label if self._conditional else None, self.config.precision == "bfloat16"),
+            Forward(model, label if self._conditional else None, self.rough),
             model.sde,
             x,
             weighting=self.loss.weighting,

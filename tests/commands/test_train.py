@@ -48,6 +48,7 @@ def test_dry_run_prints_a_config_that_is_itself(tmp_path: Path) -> None:
     (tmp_path / "printed.yaml").write_text(outcome.out)
     assert yaml.safe_load(outcome.out)["sde"] == {"name": "ve", "t_min": 1e-5, "sigma_min": 0.01, "sigma_max": 20.0}
     assert succeed("train", "--config", tmp_path / "printed.yaml", "--dry-run").out == outcome.out
+    assert "# on cpu: float32, contiguous, not compiled" in outcome.out
     assert not (tmp_path / "run").exists()
 
 
