@@ -44,3 +44,23 @@ def test_the_page_is_that_of_the_results(module: str) -> None:
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip() == "True"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_reference_models_are_trained_scored_and_drawn_in_pieces(tmp_path: Path) -> None:
+    """Stopped in its midst, it says that there is more to do; called again, it ends with all results."""
+    folders = ("--work", tmp_path / "work", "--out", tmp_path / "out")
+    with pytest.raises(subprocess.CalledProcessError) as stopped:
+        run("train_reference.py", "--quick", "--minutes", "0.1", *folders)
+    assert stopped.value.returncode == 75
+    assert "goes on in the next call" in stopped.value.stdout
+    run("train_reference.py", "--quick", "--minutes", "4", *folders)
+    found = {path.name for path in (tmp_path / "out").iterdir()}
+    assert found == {
+        *("reference.json", "fashion_mnist_subvp.safetensors", "fashion_mnist_vp.safetensors"),
+        *("samples_subvp.png", "samples_vp.png"),
+    }
+    models = json.loads((tmp_path / "out" / "reference.json").read_text())["models"]
+    assert {name: model["images"] for name, model in models.items()} == {"subvp": 16, "vp": 16}
+    assert all(model["half_width"] > 0 and model["steps"] == 20 for model in models.values())

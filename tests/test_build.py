@@ -95,13 +95,15 @@ def test_a_config_that_tells_its_size_tells_it_rightly(path: Path) -> None:
     config = read_config(path)
     data = plain_config(config)["data"]
     with torch.device("meta"):
-        count = count_parameters(config.model.network((3, *data.get("size", (32, 32)))))
+        shape = (1, 28, 28) if "mnist" in data["name"] else (3, *data.get("size", (32, 32)))
+        count = count_parameters(config.model.network(shape))
     decimals = len(told[0].partition(".")[2])
     assert told == [f"{count / 1e6:.{decimals}f}"]
 
 
 def test_the_large_networks_tell_their_sizes() -> None:
-    assert {path.stem for path in SIZED} == {path.stem for path in CONFIGS if path.stem.startswith(("cifar", "celeb"))}
+    large = ("cifar", "celeb", "fashion_mnist_reference")
+    assert {path.stem for path in SIZED} == {path.stem for path in CONFIGS if path.stem.startswith(large)}
 
 
 @pytest.mark.parametrize("path", [p for p in CONFIGS if "for bits/dim" in p.read_text()], ids=lambda path: path.stem)
