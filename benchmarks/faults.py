@@ -1060,8 +1060,8 @@ FAULTS = [
     Fault(
         "validation-noise",
         "training/trainer.py",
-        "draws = generator(self.seed, _VALIDATION, start, device=self.device)",
-        "draws = generator(self.seed, _LOSS, self.step, device=self.device)",
+        "self._draws(_VALIDATION, start=start, count=len(batch.x), total=total)",
+        "self._draws(_LOSS, self.step, start=start, count=len(batch.x), total=total)",
         "validation draws training's noise, another at every step",
         "training",
         "training/test_trainer.py",

@@ -53,6 +53,7 @@ from sde_diffusion.losses import (
     denoising_error,
     dsm_loss,
 )
+from sde_diffusion.losses.time_sampling import stratify
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
 from sde_diffusion.score import ScoreFn
@@ -122,6 +123,8 @@ class InCells(TimeSampler):
 
     def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
         moved = CELL_LOW[:, None] + CELL_WIDTH[:, None] * u.reshape(-1, self.batch)
+        if self.inner.in_strata:
+            moved = torch.stack([stratify(row, 0, self.batch) for row in moved])
         times, densities = zip(*(self.inner.draw(sde, weighting, row) for row in moved), strict=True)
         return torch.cat(times), torch.cat(densities)
 

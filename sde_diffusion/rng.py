@@ -1,9 +1,12 @@
 """Random numbers as a function of keys: no global state, nothing to save, the same for every batch size.
 
-`generator(seed, …)` gives a fresh generator per use. `SampleStream` gives each sample of a data set or of a sampling
-run its own numbers: they depend on (keys, sample index, draw number) and not on which samples share the batch. Indices
-are cut into aligned blocks that are drawn whole and sliced, so drawing stays vectorised.
+`generator(seed, …)` gives a fresh generator per use. `SampleStream` gives each sample of a data set, of a sampling run
+or of a training step its own numbers: they depend on (keys, sample index, draw number) and not on which samples share
+the batch. Indices are cut into aligned blocks that are drawn whole and sliced, so drawing stays vectorised. What draws
+for the rows of a batch takes `Draws`, and by `draws_of` a generator too.
 """
+
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -29,7 +32,49 @@ def generator(*keys: int, device: torch.device | str = "cpu") -> torch.Generator
     return torch.Generator(device=device).manual_seed(derive_seed(*keys))
 
 
-class SampleStream:
+class Draws(ABC):
+    """Successive random numbers for the rows `start … start + count − 1` of a batch of `total`.
+
+    Each call is the next draw of every row. The batch may be parted among calls and processes: these are some rows.
+    """
+
+    start: int
+    count: int
+    total: int
+    device: torch.device
+
+    @abstractmethod
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Standard normal numbers, (B, *shape)."""
+
+    @abstractmethod
+    def uniform(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Uniform numbers in [0, 1), (B, *shape)."""
+
+
+class WholeBatch(Draws):
+    """All rows of a batch of `total`, from one generator: each row's numbers depend on how many others there are."""
+
+    def __init__(self, source: torch.Generator, total: int) -> None:
+        self.start, self.count, self.total, self.device = 0, total, total, source.device
+        self._source = source
+
+    def normal(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(self.count, *shape, generator=self._source, dtype=dtype, device=self.device)
+
+    def uniform(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.rand(self.count, *shape, generator=self._source, dtype=dtype, device=self.device)
+
+
+def draws_of(source: torch.Generator | Draws, count: int) -> Draws:
+    """The numbers for a batch of which `count` rows are at hand; of a generator they are all."""
+    if isinstance(source, torch.Generator):
+        return WholeBatch(source, count)
+    assert source.count == count, f"draws for {source.count} rows, where there are {count}"
+    return source
+
+
+class SampleStream(Draws):
     """Successive draws for the samples `start … start + count − 1`; each call is the next draw of every sample.
 
     Args:
@@ -37,23 +82,24 @@ class SampleStream:
         start: Index of the first sample.
         count: Number of samples B.
         device: Where the numbers are drawn. A CPU and a GPU give different numbers for the same keys.
+        total: Of the batch that the samples are rows of; None where they are its last.
     """
 
-    def __init__(self, *keys: int, start: int, count: int, device: torch.device | str = "cpu") -> None:
-        self.count = count
+    def __init__(
+        self, *keys: int, start: int, count: int, device: torch.device | str = "cpu", total: int | None = None
+    ) -> None:
+        self.start, self.count, self.total = start, count, start + count if total is None else total
         self.device = torch.device(device)
         first, last = start // BLOCK, (start + count - 1) // BLOCK
         self._offset = start - first * BLOCK
         self._blocks = [generator(*keys, block, device=device) for block in range(first, last + 1)]
 
     def normal(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Standard normal numbers, (B, *shape)."""
         return self._cut(
             [torch.randn(BLOCK, *shape, generator=g, dtype=dtype, device=self.device) for g in self._blocks]
         )
 
     def uniform(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Uniform numbers in [0, 1), (B, *shape)."""
         return self._cut(
             [torch.rand(BLOCK, *shape, generator=g, dtype=dtype, device=self.device) for g in self._blocks]
         )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.rng import BLOCK, SampleStream, derive_seed, generator
+from sde_diffusion.rng import BLOCK, SampleStream, derive_seed, draws_of, generator
 from tests.conftest import assert_mean
 
 DRAWS = ["normal", "uniform", "rademacher"]
@@ -27,6 +27,18 @@ def test_a_sample_does_not_depend_on_its_batch(kind: str, shape: tuple[int, ...]
     part = draw(kind, 7, start=start, count=count, shape=shape, times=2)
     assert part.shape == (count, *shape)
     assert torch.equal(part, whole[start : start + count])
+
+
+def test_draws_are_some_rows_of_a_batch_or_by_a_generator_all_of_one() -> None:
+    stream = SampleStream(1, start=5, count=3, total=20)
+    assert draws_of(stream, 3) is stream
+    assert (stream.start, stream.count, stream.total) == (5, 3, 20)
+    assert SampleStream(1, start=5, count=3).total == 8
+    whole = draws_of(generator(1), 4)
+    assert (whole.start, whole.count, whole.total) == (0, 4, 4)
+    rng = generator(1)
+    assert torch.equal(whole.uniform((), torch.float64), torch.rand(4, generator=rng, dtype=torch.float64))
+    assert torch.equal(whole.normal((2, 3)), torch.randn(4, 2, 3, generator=rng))
 
 
 @pytest.mark.parametrize("kind", DRAWS)

@@ -52,16 +52,19 @@ def training_batches(
     flip: bool = False,
     dequantise: bool = True,
     workers: int = 0,
+    rows: range | None = None,
 ) -> Iterator[Batch]:
     """The batches `start`, `start` + 1, … of training, without end.
 
-    Batch k is a function of (seed, k): a run that starts at k sees what a run from 0 sees from k on.
+    Batch k is a function of (seed, k): a run that starts at k sees what a run from 0 sees from k on. Its row i is one
+    of (seed, k, i) and B: processes that part the rows among them see together what one sees.
 
     Args:
         batch: Examples per batch B.
         flip: Mirror each image left to right with probability ½.
         dequantise: Add uniform noise u to discrete values; otherwise they sit at the centres of their bins.
         workers: Processes that read ahead where the set is on the disk; unused for one in memory.
+        rows: Which rows of each batch are wanted, one after another; None for all.
 
     Raises:
         InputError: `batch` ≤ 0, `start` or `workers` < 0, flips of data that is not images; later, a broken file.
@@ -74,21 +77,27 @@ def training_batches(
         not flip or spec.is_image,
         f"`flip` must be false for {spec.name}: it mirrors images (1 or 3, H, W), got shape {spec.shape}",
     )
-    order = training_order(len(dataset), batch=batch, seed=seed, start=start)
+    rows = range(batch) if rows is None else rows
+    order = (
+        indices[rows.start : rows.stop] for indices in training_order(len(dataset), batch=batch, seed=seed, start=start)
+    )
     raw: Iterator[Raw]
     if dataset.in_memory:
         raw = map(dataset.to(device).fetch, order)
     else:
         raw = _read_ahead(dataset, order, workers, pin=torch.device(device).type == "cuda")
 
+    def draws(purpose: int, k: int) -> SampleStream:
+        return SampleStream(seed, purpose, k, start=rows.start, count=len(rows), total=batch, device=device)
+
     def prepare(k: int, values: Tensor, labels: Tensor | None) -> Batch:
         values = values.to(device, non_blocking=True)
         if flip:
-            coin = torch.rand(batch, generator=generator(seed, _FLIP, k, device=device), device=device) < 0.5
+            coin = draws(_FLIP, k).uniform(()) < 0.5
             values = torch.where(coin.reshape(-1, 1, 1, 1), values.flip(-1), values)
         u = None
         if dequantise and spec.levels is not None:
-            u = torch.rand(values.shape, generator=generator(seed, _NOISE, k, device=device), device=device)
+            u = draws(_NOISE, k).uniform(spec.shape)
         return Batch(spec.to_model(values, u), None if labels is None else labels.to(device, non_blocking=True))
 
     return (prepare(k, values, labels) for k, (values, labels) in enumerate(raw, start))

@@ -17,6 +17,7 @@ from torch import Tensor
 from sde_diffusion.losses.time_sampling import TimeSampler
 from sde_diffusion.losses.weighting import Weighting
 from sde_diffusion.registry import lookup
+from sde_diffusion.rng import Draws, draws_of
 from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import SDE
 from sde_diffusion.tensors import expand, flat_mean
@@ -70,20 +71,21 @@ def dsm_loss(
     *,
     weighting: Weighting,
     time_sampler: TimeSampler,
-    generator: torch.Generator,
+    generator: torch.Generator | Draws,
     distance: str = "l2",
 ) -> DSMLoss:
     """Draw t ~ r and ε ~ N(0, I) and give each sample's share of the loss.
 
     Args:
         x0: Clean data, (B, *D), on the generator's device.
-        generator: Source of t and ε.
+        generator: Source of t and ε: of a whole batch, or of the rows of one that `x0` are.
 
     Returns:
         The loss (B,), always divided by the density r(t), with the bare errors and times. One score evaluation.
     """
-    t, density = time_sampler(sde, weighting, len(x0), generator=generator)
-    eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+    draws = draws_of(generator, len(x0))
+    t, density = time_sampler(sde, weighting, len(x0), generator=draws)
+    eps = draws.normal(x0.shape[1:], x0.dtype)
     error = denoising_error(score_fn, sde, x0, t, eps, distance=distance)
     loss = weighting.of_eps(sde, t) / density * error
     return DSMLoss(loss, error, t, density, trained=loss)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import require, require_positive
-from sde_diffusion.losses.time_sampling import TimeSampler, cell_edges, require_worth, stratify
+from sde_diffusion.losses.time_sampling import TimeSampler, cell_edges, require_worth
 from sde_diffusion.losses.weighting import Weighting
 from sde_diffusion.sde import SDE
 
@@ -82,9 +82,12 @@ class LogNormalTime(TimeSampler):
     def __post_init__(self) -> None:
         require_positive(p_std=self.p_std)
 
+    @property
+    def in_strata(self) -> bool:
+        return self.stratified
+
     def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
         low, high = _ends(sde, self.p_mean, self.p_std)
-        u = stratify(u) if self.stratified else u
         level = self.p_mean + self.p_std * torch.special.ndtri(low + (high - low) * u)
         t = _time_of(sde, level)
         return t, log_normal_density(sde, t, self.p_mean, self.p_std)

@@ -25,6 +25,7 @@ from sde_diffusion.losses.dsm import DISTANCES, DSMLoss, dsm_loss
 from sde_diffusion.losses.time_sampling import TimeSampler
 from sde_diffusion.losses.weighting import Weighting
 from sde_diffusion.registry import lookup
+from sde_diffusion.rng import Draws, draws_of
 from sde_diffusion.score import ScoreFn, score_and_fraction
 from sde_diffusion.sde import SDE
 from sde_diffusion.tensors import expand, flat_mean, flat_sum
@@ -45,7 +46,7 @@ class Objective(ABC):
         *,
         weighting: Weighting,
         time_sampler: TimeSampler,
-        generator: torch.Generator,
+        generator: torch.Generator | Draws,
         distance: str = "l2",
         levels: int | None = None,
     ) -> DSMLoss:
@@ -101,7 +102,7 @@ class Denoising(Objective):
         *,
         weighting: Weighting,
         time_sampler: TimeSampler,
-        generator: torch.Generator,
+        generator: torch.Generator | Draws,
         distance: str = "l2",
         levels: int | None = None,
     ) -> DSMLoss:
@@ -140,7 +141,7 @@ class Hybrid(Objective):
         *,
         weighting: Weighting,
         time_sampler: TimeSampler,
-        generator: torch.Generator,
+        generator: torch.Generator | Draws,
         distance: str = "l2",
         levels: int | None = None,
     ) -> DSMLoss:
@@ -170,7 +171,7 @@ class VLB(Objective):
         *,
         weighting: Weighting,
         time_sampler: TimeSampler,
-        generator: torch.Generator,
+        generator: torch.Generator | Draws,
         distance: str = "l2",
         levels: int | None = None,
     ) -> DSMLoss:
@@ -197,10 +198,11 @@ class _Draw:
         x0: Tensor,
         weighting: Weighting,
         time_sampler: TimeSampler,
-        generator: torch.Generator,
+        generator: torch.Generator | Draws,
     ) -> "_Draw":
-        t, density = time_sampler(sde, weighting, len(x0), generator=generator)
-        eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        draws = draws_of(generator, len(x0))
+        t, density = time_sampler(sde, weighting, len(x0), generator=draws)
+        eps = draws.normal(x0.shape[1:], x0.dtype)
         score, fraction = score_and_fraction(score_fn, sde.perturb(x0, t, eps), t)
         return cls(t, density, expand(sde.std(t), x0) * score + eps, fraction)
 

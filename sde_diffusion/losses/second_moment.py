@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import require, require_positive
 from sde_diffusion.losses.discrete_time import require_levels
-from sde_diffusion.losses.time_sampling import TimeSampler, stratify
+from sde_diffusion.losses.time_sampling import TimeSampler
 from sde_diffusion.losses.weighting import Weighting
 from sde_diffusion.sde import SDE
 
@@ -45,6 +45,10 @@ class SecondMomentTime(TimeSampler):
             f"`loss_second_moment` must see each of {levels} levels {self.history} times before it learns, "
             f"got {draws} draws in all; give more training.steps, a larger training.batch, or fewer `bins`",
         )
+
+    @property
+    def in_strata(self) -> bool:
+        return self.stratified
 
     def on_levels(self, sde: SDE) -> bool:
         return sde.levels is not None
@@ -86,11 +90,15 @@ class _Levels(TimeSampler):
     sampler: SecondMomentTime
     probabilities: Tensor
 
+    @property
+    def in_strata(self) -> bool:
+        return self.sampler.in_strata
+
     def on_levels(self, sde: SDE) -> bool:
         return self.sampler.on_levels(sde)
 
     def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
-        count, u = len(self.probabilities), stratify(u) if self.sampler.stratified else u
+        count = len(self.probabilities)
         cdf = torch.cat([torch.zeros_like(u[:1]), self.probabilities.cumsum(0)])
         level = (torch.searchsorted(cdf, u, right=True) - 1).clamp(0, count - 1)
         share = self.probabilities[level]

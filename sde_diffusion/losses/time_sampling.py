@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import require
 from sde_diffusion.losses.weighting import Weighting
+from sde_diffusion.rng import Draws, draws_of
 from sde_diffusion.sde import SDE
 
 WORST = 30.0  # draws that may be worth one of uniform
@@ -54,18 +55,36 @@ class TimeSampler(ABC):
     def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
         """Times and their densities r(t) > 0 from independent uniform numbers `u` ∈ [0, 1), each (B,)."""
 
+    @property
+    def in_strata(self) -> bool:
+        """Whether the uniform numbers of a batch of B are drawn one in each of B equal strata."""
+        return False
+
     def __call__(
-        self, sde: SDE, weighting: Weighting, count: int, *, generator: torch.Generator
+        self, sde: SDE, weighting: Weighting, count: int, *, generator: torch.Generator | Draws
     ) -> tuple[Tensor, Tensor]:
         """`count` times on the generator's device and their densities, each (B,) float32."""
-        u = torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
+        draws = draws_of(generator, count)
+        u = draws.uniform((), torch.float64)
+        u = stratify(u, draws.start, draws.total) if self.in_strata else u
         t, density = self.draw(sde, weighting, u)
         return t.float().clamp(sde.t_min, sde.t_max), density.float()
 
 
-def stratify(u: Tensor) -> Tensor:
-    """Move the i-th of B uniform numbers into [i/B, (i + 1)/B): each stays uniform over a random batch position."""
-    return (torch.arange(len(u), device=u.device) + u) / len(u)
+def stratify(u: Tensor, start: int, total: int) -> Tensor:
+    """Move the uniform numbers of the rows `start`, `start` + 1, … of a batch of B each into a stratum of its own.
+
+    Row i has [s/B, (s + 1)/B) with s = i m mod B, m prime to B and near B/φ, φ the golden ratio: so all strata are
+    taken, any few rows in a row cover all times evenly, and a number stays uniform over a random place in the batch.
+    """
+    rows = torch.arange(start, start + len(u), device=u.device)
+    return (rows * _stride(total) % total + u) / total
+
+
+@lru_cache(maxsize=32)
+def _stride(total: int) -> int:
+    wanted = max(1, round(total * (math.sqrt(5) - 1) / 2))
+    return next(stride for stride in range(wanted, 0, -1) if math.gcd(stride, total) == 1)
 
 
 @dataclass(frozen=True)
@@ -84,8 +103,9 @@ class StratifiedTime(UniformTime):
     Reference: Kingma et al. 2021, arXiv:2107.00630, appendix I.1 (there with one offset for the batch).
     """
 
-    def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
-        return super().draw(sde, weighting, stratify(u))
+    @property
+    def in_strata(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)
@@ -105,12 +125,15 @@ class ImportanceTime(TimeSampler):
 
     stratified: bool = True
 
+    @property
+    def in_strata(self) -> bool:
+        return self.stratified
+
     def check(self, sde: SDE, weighting: Weighting, *, draws: int) -> None:
         require_worth(sde, weighting, lambda t: weighting.of_eps(sde, t), name="importance")
 
     def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
         edges, cdf = (table.to(u.device) for table in _tabulate(sde, weighting))
-        u = stratify(u) if self.stratified else u
         cell = (torch.searchsorted(cdf, u, right=True) - 1).clamp(0, len(edges) - 2)
         width, mass = edges.diff()[cell], cdf.diff()[cell]
         return edges[cell] + (u - cdf[cell]) / mass * width, mass / width

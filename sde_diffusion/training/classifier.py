@@ -9,7 +9,7 @@ from sde_diffusion.classifier import NoisyClassifier, cross_entropy
 from sde_diffusion.data import Dataset, sweep
 from sde_diffusion.losses import DSMLoss, SimpleWeighting, TimeSampler
 from sde_diffusion.model import ScoreModel
-from sde_diffusion.rng import SampleStream
+from sde_diffusion.rng import Draws, SampleStream
 from sde_diffusion.training.options import LossConfig, TrainingConfig
 from sde_diffusion.training.run_folder import RunFolder
 from sde_diffusion.training.trainer import Trainer
@@ -92,13 +92,13 @@ class ClassifierTrainer(Trainer):
         model: nn.Module,
         x: Tensor,
         label: Tensor | None,
-        draws: torch.Generator,
+        draws: Draws,
         time_sampler: TimeSampler,
     ) -> DSMLoss:
         assert label is not None
         sde = self.model.sde
         t, density = time_sampler(sde, self.loss.weighting, len(x), generator=draws)
-        eps = torch.randn(x.shape, generator=draws, device=x.device, dtype=x.dtype)
+        eps = draws.normal(x.shape[1:], x.dtype)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.rough):
             error = cross_entropy(model, sde, x, label, t, eps)
         loss = error / density

@@ -13,6 +13,7 @@ from torch import Tensor
 from sde_diffusion.data import DataSpec
 from sde_diffusion.errors import require_positive
 from sde_diffusion.likelihood import BinFlow, prior_gap
+from sde_diffusion.rng import Draws, draws_of
 from sde_diffusion.sde import SDE
 
 
@@ -101,7 +102,9 @@ class FlowNoise(TrainingNoise):
 TRAINING_NOISES: dict[str, type[TrainingNoise]] = {"uniform": UniformNoise, "centre": BinCentres, "flow": FlowNoise}
 
 
-def flow_dequantised(flow: BinFlow, sde: SDE, centre: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def flow_dequantised(
+    flow: BinFlow, sde: SDE, centre: Tensor, *, generator: torch.Generator | Draws
+) -> tuple[Tensor, Tensor]:
     """Points x ~ q_φ(x | n), and what the bound of −log P(n) holds besides the score's error.
 
     With λ = g² half the loss is the diffusion part of a bound in nats per dimension (Song et al. 2021b, theorem 3):
@@ -120,6 +123,6 @@ def flow_dequantised(flow: BinFlow, sde: SDE, centre: Tensor, *, generator: torc
     Returns:
         x, (B, *D), and (2/D) (log q_φ(x | n) + KL), (B,), of the units of the loss. Costs no score.
     """
-    u = torch.rand(centre.shape, generator=generator, device=centre.device, dtype=centre.dtype)
+    u = draws_of(generator, len(centre)).uniform(centre.shape[1:], centre.dtype)
     x, log_q = flow(centre, u)
     return x, (2 / centre[0].numel()) * (log_q + prior_gap(sde, x).to(log_q))

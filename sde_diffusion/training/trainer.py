@@ -1,8 +1,8 @@
 """Training as a function of (config, seed, step).
 
-Every random draw of step k is seeded from (seed, k) and the order of the data is an index computation, so that a run
-resumes from weights, averages, optimizer state, the time sampler's state and step alone: 20 steps are 10 steps, a kill
-and 10 more, bit for bit.
+Every random draw of step k is keyed by (seed, k, row of the batch) and the order of the data is an index computation:
+a run resumes from weights, averages, optimizer state, the time sampler's state and step alone, so that 20 steps are
+10 steps, a kill and 10 more, bit for bit.
 """
 
 import logging
@@ -23,7 +23,7 @@ from sde_diffusion.likelihood.flow_dequantisation import PART
 from sde_diffusion.losses import DSMLoss, TimeSampler, learned_loss
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.perf import like, resolve_precision
-from sde_diffusion.rng import derive_seed, generator
+from sde_diffusion.rng import Draws, SampleStream, derive_seed
 from sde_diffusion.solvers import SeededNoise
 from sde_diffusion.training.board import Board
 from sde_diffusion.training.checkpoint import Checkpoint
@@ -212,15 +212,15 @@ class Trainer:
             The terms of the loss, each (B,), and the norm of the gradient before clipping, ().
         """
         config, k = self.config, self.step
-        draws = generator(self.seed, _LOSS, k, device=self.device)
         label = self._hide_labels(batch.label, k)
         time_sampler, terms = self.loss.time_sampler.at(self.time_state), []
         fork = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(fork):
-            torch.manual_seed(derive_seed(self.seed, _DROPOUT, k))  # dropout knows no generators
-            for piece in torch.arange(len(batch.x), device=self.device).chunk(config.accumulate):
-                labels = None if label is None else label[piece]
-                part = self._learned(self._terms(self.model, batch.x[piece], labels, draws, time_sampler))
+            for x, first in _pieces(batch.x, config.accumulate):
+                torch.manual_seed(derive_seed(self.seed, _DROPOUT, k, first))  # dropout knows no generators
+                labels = None if label is None else label[first : first + len(x)]
+                draws = self._draws(_LOSS, k, start=first, count=len(x), total=len(batch.x))
+                part = self._learned(self._terms(self.model, x, labels, draws, time_sampler))
                 (part.trained.sum() / len(batch.x)).backward()  # type: ignore[no-untyped-call]
                 terms.append(part)
         norm = torch.nn.utils.clip_grad_norm_(self._trained().values(), config.clip or math.inf)
@@ -239,7 +239,7 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
         """Loss of the EMA weights on held-out examples at fixed times and noise, so that only the weights move it."""
-        found = []
+        found, total = [], min(len(self.validation), self.config.validation_examples)
         for start, batch in sweep(
             self.validation,
             batch=self.config.batch,
@@ -248,7 +248,7 @@ class Trainer:
             dequantise=self.config.dequantise.uniform,
             limit=self.config.validation_examples,
         ):
-            draws = generator(self.seed, _VALIDATION, start, device=self.device)
+            draws = self._draws(_VALIDATION, start=start, count=len(batch.x), total=total)
             found.append(self._terms(self.ema.model, batch.x, batch.label, draws, self.loss.time_sampler))
         window = LossWindow(self.model.sde.t_max)
         window.add(self.step, DSMLoss(*(torch.cat(parts) for parts in zip(*found, strict=True))), torch.zeros(()))
@@ -277,7 +277,7 @@ class Trainer:
         model: ScoreModel,
         x: Tensor,
         label: Tensor | None,
-        draws: torch.Generator,
+        draws: Draws,
         time_sampler: TimeSampler,
     ) -> DSMLoss:
         x, cost = self._dequantised(x, draws)
@@ -294,7 +294,7 @@ class Trainer:
         loss = terms.loss + cost
         return terms._replace(loss=loss, trained=loss)
 
-    def _dequantised(self, x: Tensor, draws: torch.Generator) -> tuple[Tensor, Tensor | float]:
+    def _dequantised(self, x: Tensor, draws: Draws) -> tuple[Tensor, Tensor | float]:
         """The points of a batch and what they add to the loss: nothing, if no flow draws them."""
         if PART not in self.parts:
             return x, 0.0
@@ -317,13 +317,22 @@ class Trainer:
         t = self.model.sde.t_max * (torch.arange(BINS, device=self.device) + 0.5) / BINS
         return {"log_variance_by_t": self.parts[WEIGHTING](self.model.sde, t).tolist()}
 
+    def _draws(self, *purpose: int, start: int, count: int, total: int) -> Draws:
+        return SampleStream(self.seed, *purpose, start=start, count=count, total=total, device=self.device)
+
     def _hide_labels(self, label: Tensor | None, k: int) -> Tensor | None:
         if label is None or not self._conditional or self.config.label_dropout == 0:
             return label
-        coin = torch.rand(
-            label.shape, generator=generator(self.seed, _LABELS, k, device=self.device), device=self.device
-        )
+        coin = self._draws(_LABELS, k, start=0, count=len(label), total=len(label)).uniform(())
         return torch.where(coin < self.config.label_dropout, -1, label)
+
+
+def _pieces(x: Tensor, count: int) -> Iterator[tuple[Tensor, int]]:
+    """About equal pieces of `x` (B, *D), `count` at most, each with the number of its first row."""
+    first = 0
+    for piece in x.chunk(count):
+        yield piece, first
+        first += len(piece)
 
 
 def _to(state: Tensor | None, device: torch.device) -> Tensor | None:

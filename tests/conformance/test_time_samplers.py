@@ -31,9 +31,9 @@ from sde_diffusion.losses import (
     Weighting,
     dsm_loss,
 )
-from sde_diffusion.losses.time_sampling import cell_edges
+from sde_diffusion.losses.time_sampling import cell_edges, stratify
 from sde_diffusion.oracle import GaussianMixture
-from sde_diffusion.rng import generator
+from sde_diffusion.rng import SampleStream, generator
 from sde_diffusion.sde import DDPM, SDE, VPSDE, LinearBetas
 from tests.conftest import assert_mean, f64
 
@@ -227,14 +227,33 @@ def test_the_mean_over_levels_tends_to_the_integral() -> None:
         (SecondMomentTime(), SecondMomentTime(stratified=False)),
     ],
 )
-def test_stratified_draws_fall_one_in_each_stratum(stratified: TimeSampler, independent: TimeSampler) -> None:
-    """The i-th of B draws is the independent one at the uniform number (i + u)/B."""
-    sde, weighting, count = VPSDE(), LikelihoodWeighting(), 64
-    u = torch.rand(count, generator=generator(4), dtype=torch.float64)
-    expected = independent.draw(sde, weighting, (torch.arange(count) + u) / count)
-    for value, same in zip(stratified.draw(sde, weighting, u), expected, strict=True):
-        torch.testing.assert_close(value, same, rtol=1e-10, atol=0)
-    assert (expected[0].diff() > 0).all()
+@pytest.mark.parametrize("total", [1, 2, 3, 12, 64, 100])
+def test_stratified_draws_fall_one_in_each_stratum(
+    stratified: TimeSampler, independent: TimeSampler, total: int
+) -> None:
+    """Those of B rows are the independent ones at one number in each [s/B, (s + 1)/B), in any parts of the rows."""
+    sde, weighting = VPSDE(), LikelihoodWeighting()
+
+    def times(sampler: TimeSampler, start: int, count: int) -> Tensor:
+        stream = SampleStream(4, start=start, count=count, total=total)
+        return sampler(sde, weighting, count, generator=stream)[0]
+
+    whole, edges = times(stratified, 0, total), torch.arange(total + 1, dtype=torch.float64) / total
+    limits = independent.draw(sde, weighting, edges.clamp(max=1 - 2**-53))[0]
+    found = whole.double().sort().values
+    slack = 2**-22 * limits  # times are float32
+    assert ((found >= (limits - slack)[:-1]) & (found <= (limits + slack)[1:])).all()
+    cut = total // 3
+    parts = [times(stratified, start, count) for start, count in ((0, cut), (cut, total - cut)) if count]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(times(independent, 0, total), whole) or total == 1
+
+
+def test_rows_that_are_neighbours_have_times_far_apart() -> None:
+    """Any eighth of a batch in a row has the mean time to a stratum or so: as even as the whole."""
+    u = stratify(torch.full((64,), 0.5, dtype=torch.float64), 0, 64)
+    assert (u.sort().values.diff() - 1 / 64).abs().max() < 1e-12
+    assert (u.unfold(0, 8, 1).mean(1) - 0.5).abs().max() < 1 / 8
 
 
 def batch_means(sampler: TimeSampler, sde: SDE, count: int = 8, batches: int = 500) -> Tensor:

@@ -46,6 +46,17 @@ def take(count: int, batches: Iterator[Batch]) -> list[Batch]:
     return list(islice(batches, count))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_processes_that_part_the_rows_see_together_what_one_sees(stream: bool) -> None:
+    dataset: Dataset = Streamed(images()) if stream else images()
+    whole = take(4, training_batches(dataset, batch=6, seed=3, flip=True))
+    parts = [take(4, training_batches(dataset, batch=6, seed=3, flip=True, rows=r)) for r in (range(2), range(2, 6))]
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert torch.equal(batch.x, torch.cat([share.x for share in shares]))
+        assert batch.label is not None
+        assert torch.equal(batch.label, torch.cat([share.label for share in shares if share.label is not None]))
+
+
 @pytest.mark.parametrize("batch", [1, 5, 23, 60])
 def test_each_epoch_holds_everything_once(batch: int) -> None:
     indices = torch.cat(list(islice(training_order(N, batch=batch, seed=0), 1 + 3 * N // batch)))
