@@ -38,6 +38,7 @@ ODE = ("solvers,likelihood", "solvers/test_runge_kutta.py,solvers/test_ode.py,so
 LIKELIHOOD = ("likelihood", "likelihood")
 UNITS = ("likelihood", "data/test_spec.py,likelihood")
 DATA = ("training", "data/test_loader.py,training")
+ORDER = ("training", "data/test_order.py,data/test_loader.py")
 TRAINING = ("training", "training/test_parts.py,training")
 
 GUIDANCE = ("guidance", "test_guidance.py")
@@ -954,11 +955,43 @@ FAULTS = [
     ),
     Fault(
         "resume-off-by-one",
-        "data/loader.py",
-        "epoch, used = divmod(start * batch, length)",
-        "epoch, used = divmod(start * batch + 1, length)",
-        "a resumed run's data are off by one",
-        *DATA,
+        "data/order.py",
+        "batches = torch.arange(start, start + together)",
+        "batches = torch.arange(start, start + together).clamp_min(1)",
+        "the first batch is the second",
+        *ORDER,
+    ),
+    Fault(
+        "order-one-epoch",
+        "data/order.py",
+        "derive_seed(self._seed, _ORDER, epoch)",
+        "derive_seed(self._seed, _ORDER)",
+        "every epoch has the same order",
+        *ORDER,
+    ),
+    Fault(
+        "order-no-walking",
+        "data/order.py",
+        "while len(outside := np.flatnonzero(x >= self.length)):",
+        "if len(outside := np.flatnonzero(x >= self.length)):",
+        "surplus points walk once, not until they are inside",
+        *ORDER,
+    ),
+    Fault(
+        "order-odd-columns",
+        "data/order.py",
+        "self._columns = side + side % 2",
+        "self._columns = side",
+        "half of the permutations of nine examples never come",
+        *ORDER,
+    ),
+    Fault(
+        "order-few-rounds",
+        "data/order.py",
+        "_ROUNDS = 16",
+        "_ROUNDS = 8",
+        "some orders come more often than others",
+        *ORDER,
     ),
     # training
     Fault(

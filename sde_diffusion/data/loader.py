@@ -12,34 +12,13 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from sde_diffusion.data.base import Batch, Dataset
+from sde_diffusion.data.order import training_order
 from sde_diffusion.errors import InputError, require, require_positive
-from sde_diffusion.rng import SampleStream, generator
+from sde_diffusion.rng import SampleStream
 
-_ORDER, _FLIP, _NOISE, _SWEEP = 0xDA7A01, 0xDA7A02, 0xDA7A03, 0xDA7A04  # purposes of random numbers
+_FLIP, _NOISE, _SWEEP = 0xDA7A02, 0xDA7A03, 0xDA7A04  # purposes of random numbers
 
 Raw = tuple[Tensor, Tensor | None]
-
-
-def training_order(length: int, *, batch: int, seed: int, start: int = 0) -> Iterator[Tensor]:
-    """Indices of the batches `start`, `start` + 1, …: consecutive pieces of one permutation per epoch after another.
-
-    A batch that reaches past the end of an epoch goes on in the next, so all have the same size, whatever `length`.
-
-    Returns:
-        An endless iterator of (batch,) int64 on the CPU.
-    """
-
-    def permutation(epoch: int) -> Tensor:
-        return torch.randperm(length, generator=generator(seed, _ORDER, epoch))
-
-    epoch, used = divmod(start * batch, length)
-    queue = permutation(epoch)[used:]
-    while True:
-        while len(queue) < batch:
-            epoch += 1
-            queue = torch.cat([queue, permutation(epoch)])
-        yield queue[:batch]
-        queue = queue[batch:]
 
 
 def training_batches(
@@ -78,9 +57,7 @@ def training_batches(
         f"`flip` must be false for {spec.name}: it mirrors images (1 or 3, H, W), got shape {spec.shape}",
     )
     rows = range(batch) if rows is None else rows
-    order = (
-        indices[rows.start : rows.stop] for indices in training_order(len(dataset), batch=batch, seed=seed, start=start)
-    )
+    order = training_order(len(dataset), batch=batch, seed=seed, start=start, rows=rows)
     raw: Iterator[Raw]
     if dataset.in_memory:
         raw = map(dataset.to(device).fetch, order)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.data import Batch, Dataset, DataSpec, TensorDataset, sweep, training_batches
-from sde_diffusion.data.loader import training_order
 from sde_diffusion.errors import InputError
 
 N = 23
@@ -55,14 +54,6 @@ def test_processes_that_part_the_rows_see_together_what_one_sees(stream: bool) -
         assert torch.equal(batch.x, torch.cat([share.x for share in shares]))
         assert batch.label is not None
         assert torch.equal(batch.label, torch.cat([share.label for share in shares if share.label is not None]))
-
-
-@pytest.mark.parametrize("batch", [1, 5, 23, 60])
-def test_each_epoch_holds_everything_once(batch: int) -> None:
-    indices = torch.cat(list(islice(training_order(N, batch=batch, seed=0), 1 + 3 * N // batch)))
-    first, second = indices[:N], indices[N : 2 * N]
-    assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(N))
-    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("batch", [5, 23, 60])
