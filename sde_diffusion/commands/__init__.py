@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 
 import click
 import torch
@@ -29,6 +30,7 @@ Examples:
   python cli.py verify
 """
 
+FIRST_WORD = 2.0  # seconds in which torchrun has noticed that the first process failed
 NO_MEMORY = ("DefaultCPUAllocator", "can't allocate memory")  # how torch says so on the CPU, by a RuntimeError
 
 
@@ -78,5 +80,10 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
+    """Say what was wrong. What is wrong for all of several processes, the first says, and torchrun ends the others."""
+    rank = os.environ.get("RANK", "0") if "WORLD_SIZE" in os.environ else "0"
+    if rank != "0":
+        time.sleep(FIRST_WORD)
+        message = f"rank {rank}: {message}"
     click.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(code)

@@ -3,24 +3,20 @@
 import hashlib
 import json
 import os
-import shutil
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
-from zipfile import BadZipFile
 
 import click
-import numpy as np
 import torch
 import yaml
-from numpy.typing import NDArray
 
 from sde_diffusion.build import MODEL, Trained, choose_device, load_trained, plain_config, read_config
 from sde_diffusion.config import Raw, differences
+from sde_diffusion.distributed import ALONE, Ranks, joined
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import write_atomically
 from sde_diffusion.pretrained import PRETRAINED, name_of, pretrained
@@ -28,6 +24,7 @@ from sde_diffusion.training import Checkpoint, RunFolder, load_checkpoint, newes
 from sde_diffusion.version import __version__
 
 RUNS = Path("runs")
+PATIENCE = 7 * 86400.0  # seconds that one process waits for the batch that another has in hand
 USABLE = (
     "sampling",
     "likelihood",
@@ -135,7 +132,7 @@ def show_config(raw: Raw) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A trained model, the checkpoint and the config it came from, and where results about it go."""
+    """A trained model, the checkpoint and config it came from, where results about it go, and who shares the work."""
 
     trained: Trained
     path: Path
@@ -144,6 +141,7 @@ class Loaded:
     device: torch.device
     own: Raw
     guide_digest: str | None = None
+    ranks: Ranks = ALONE
 
     @property
     def name(self) -> str:
@@ -156,7 +154,14 @@ class Loaded:
         process = plain_config(self.trained.config)["sde"]["name"]
         weights = f"; {self.trained.origin}" if self.trained.origin else ""
         what = f"step {self.trained.step}, {self.trained.spec.name}, {process}{weights}"
-        return f"using {self.name} ({what}) on {self.device}"
+        return f"using {self.name} ({what}) on {self._where}" + (
+            "" if self.ranks.alone else f", {self.ranks.size} processes"
+        )
+
+    @property
+    def _where(self) -> str:
+        """The device; of several processes its kind, for what they give together is not of one of them."""
+        return str(self.device) if self.ranks.alone else self.device.type
 
     def facts(self) -> dict[str, Any]:
         """What a result must say to be made again."""
@@ -166,7 +171,7 @@ class Loaded:
             **({} if self.guide_digest is None else {"guide_sha256": self.guide_digest}),
             "step": self.trained.step,
             "config": plain_config(self.trained.config),
-            "device": str(self.device),
+            "device": self._where,
             "torch": torch.__version__,
             "sde_diffusion": __version__,
         }
@@ -203,6 +208,8 @@ def load(
     Raises:
         InputError: No checkpoint, a bad one, a bad config, a change of what the checkpoint fixes, or no such average.
     """
+    asked = choose_device(device)
+    ranks = meet(asked)
     path = find_checkpoint(given)
     checkpoint = load_checkpoint(path)
     require(
@@ -216,9 +223,28 @@ def load(
             key == "seed" or (key.partition(".")[0] in USABLE and not key.startswith(FIXED)),
             f"`{key}` is {before} in the checkpoint {path} and cannot be changed to {after} here; train a new run",
         )
-    target, folder = choose_device(device), home(path)
+    target, folder = ranks.device(asked), home(path)
     trained = load_trained(checkpoint, config, target, ema=ema, run=RunFolder(folder))
-    return Loaded(trained, path, folder, hashlib.sha256(path.read_bytes()).hexdigest(), target, own)
+    return Loaded(trained, path, folder, hashlib.sha256(path.read_bytes()).hexdigest(), target, own, ranks=ranks)
+
+
+def meet(device: torch.device) -> Ranks:
+    """The processes that share this command; all but the first are silent until it ends.
+
+    Raises:
+        InputError: See `joined`.
+    """
+    context = click.get_current_context()
+    ranks = context.with_resource(joined(device, timeout=PATIENCE))
+    if not ranks.main:
+        context.with_resource(_silent())
+    return ranks
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def stored_config(checkpoint: Checkpoint, path: Path) -> Raw:
@@ -257,62 +283,6 @@ def make_folder(path: Path) -> Path:
         raise InputError(f"cannot write to {path}: {reason}; choose another --out") from None
     require(os.access(path, os.W_OK), f"cannot write to {path}: Permission denied; choose another --out")
     return path
-
-
-class GrowingArrays:
-    """Arrays with one row per example that grow batch by batch on the disk, so that long work can be killed.
-
-    Each batch is a file in a folder beside `path`; at the end they become one .npz file and the folder goes.
-
-    Args:
-        path: The file, written at the end.
-        facts: What the rows depend on; rows of other facts are not taken up.
-    """
-
-    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
-        self._path = path
-        self._parts = path.with_suffix(".partial")
-        self._key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        self._batches: list[dict[str, NDArray[Any]]] = []
-        while (part := self._read(self._part())) is not None:
-            self._batches.append(part)
-
-    def __len__(self) -> int:
-        return sum(len(next(iter(batch.values()))) for batch in self._batches)
-
-    @property
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """All rows so far."""
-        names = self._batches[0] if self._batches else ()
-        return {name: np.concatenate([batch[name] for batch in self._batches]) for name in names}
-
-    def append(self, **rows: NDArray[Any]) -> None:
-        """Add a batch and write it."""
-        _write_npz(self._part(), rows | {"key": np.array(self._key)})
-        self._batches.append(rows)
-
-    def finish(self, *, without: tuple[str, ...] = ()) -> None:
-        """Write the complete file, all arrays but `without`."""
-        _write_npz(self._path, {name: rows for name, rows in self.arrays.items() if name not in without})
-        shutil.rmtree(self._parts, ignore_errors=True)
-
-    def _part(self) -> Path:
-        return self._parts / f"{len(self):09d}.npz"
-
-    def _read(self, part: Path) -> dict[str, NDArray[Any]] | None:
-        """The rows of a file; None if it is not there, not ours, or damaged."""
-        try:
-            with np.load(BytesIO(part.read_bytes()), allow_pickle=False) as stored:
-                rows = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, KeyError, BadZipFile, zlib.error):
-            return None
-        return rows if str(rows.pop("key", "")) == self._key and rows else None
-
-
-def _write_npz(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    buffer = BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    write_atomically(path, buffer.getvalue())
 
 
 def write_json(path: Path, facts: dict[str, Any]) -> None:

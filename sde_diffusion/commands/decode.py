@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from sde_diffusion.build import plain_config
 from sde_diffusion.commands.common import (
-    GrowingArrays,
     Loaded,
     as_assignments,
     checkpoint_options,
@@ -25,6 +24,7 @@ from sde_diffusion.commands.common import (
     write_json,
 )
 from sde_diffusion.commands.examples import file_facts
+from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
 from sde_diffusion.commands.guiding import ALL, OWN, announce, class_assignments, class_options, guided, label_rows
 from sde_diffusion.commands.latents import read_labels, read_latents, solver_name, to_samples
 from sde_diffusion.commands.naming import results_folder
@@ -96,9 +96,11 @@ def decode(
 def _run(loaded: Loaded, z: npt.NDArray[Any], labels: Tensor, folder: Path, facts: dict[str, Any]) -> None:
     clock, spec = time.perf_counter(), loaded.trained.spec
     fixed = {key: value for key, value in facts.items() if key not in ("checkpoint", "file")}
-    store = GrowingArrays(make_folder(folder) / "samples.npz", fixed)
+    store = GrowingArrays(make_folder(folder) / "samples.npz", fixed, loaded.ranks)
     _decode_all(loaded, z, labels, store)
     store.finish(without=("nfe",))
+    if not loaded.ranks.main:
+        return
     seconds, nfe = time.perf_counter() - clock, store.arrays["nfe"]
     samples = torch.from_numpy(store.arrays["samples"])
     save_samples(folder / "samples.png", spec, samples[: PICTURED if spec.is_image else POINTS])
@@ -112,11 +114,13 @@ def _run(loaded: Loaded, z: npt.NDArray[Any], labels: Tensor, folder: Path, fact
 def _decode_all(loaded: Loaded, z: npt.NDArray[Any], labels: Tensor, store: GrowingArrays) -> None:
     """Decode what `store` lacks, batch by batch."""
     options, spec = loaded.trained.config.sampling, loaded.trained.spec
-    with tqdm(total=len(z), initial=len(store), unit="img", disable=None) as bar:
-        while len(store) < len(z):
-            now = slice(len(store), len(store) + options.batch)
-            part = torch.from_numpy(z[now].astype(np.float32))
-            result = to_samples(loaded, part.to(loaded.device), labels[now], len(store))
-            rows = {"samples": spec.from_model(result.x).cpu().numpy(), "nfe": np.full(len(part), result.nfe)}
-            store.append(**rows, **label_rows(labels[now], known=int(labels.max()) >= 0))
-            bar.update(len(part))
+
+    def compute(first: int, count: int) -> Rows:
+        now = slice(first, first + count)
+        part = torch.from_numpy(z[now].astype(np.float32))
+        result = to_samples(loaded, part.to(loaded.device), labels[now], first)
+        rows = {"samples": spec.from_model(result.x).cpu().numpy(), "nfe": np.full(count, result.nfe)}
+        return rows | label_rows(labels[now], known=int(labels.max()) >= 0)
+
+    with tqdm(total=len(z), unit="img", disable=None) as bar:
+        store.fill(spans(0, len(z), options.batch), compute, bar)

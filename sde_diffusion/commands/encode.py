@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from sde_diffusion.build import plain_config
 from sde_diffusion.commands.common import (
-    GrowingArrays,
     Loaded,
     as_assignments,
     checkpoint_options,
@@ -23,6 +22,7 @@ from sde_diffusion.commands.common import (
     write_json,
 )
 from sde_diffusion.commands.examples import file_facts, open_examples
+from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
 from sde_diffusion.commands.guiding import OWN, announce, class_assignments, class_options, guided
 from sde_diffusion.commands.latents import (
     compare_with_prior,
@@ -118,9 +118,11 @@ def _run(loaded: Loaded, dataset: Dataset, folder: Path, facts: dict[str, Any]) 
         how["start"] < len(dataset), f"`--start` must be < {len(dataset)}, the size of the data, got {how['start']}"
     )
     fixed = {key: value for key, value in facts.items() if key != "checkpoint"}
-    store = GrowingArrays(make_folder(folder) / "latents.npz", fixed)
+    store = GrowingArrays(make_folder(folder) / "latents.npz", fixed, loaded.ranks)
     _encode_all(loaded, dataset, store, how)
     store.finish(without=("decoded", "nfe"))
+    if not loaded.ranks.main:
+        return
     columns = {name: torch.from_numpy(values) for name, values in store.arrays.items()}
     report = _report(loaded, columns) | {"seconds": time.perf_counter() - clock}
     write_json(folder / "encode.json", facts | report)
@@ -133,32 +135,34 @@ def _encode_all(loaded: Loaded, dataset: Dataset, store: GrowingArrays, how: dic
     """Encode what `store` lacks, batch by batch."""
     config, begin = loaded.trained.config, how["start"]
     stop = len(dataset) if how["limit"] is None else min(len(dataset), begin + how["limit"])
-    with tqdm(total=stop - begin, initial=len(store), unit="img", disable=None) as bar:
-        if len(store) == stop - begin:
-            return
-        batches = sweep(
-            dataset,
-            batch=config.sampling.batch,
-            seed=config.seed,
-            device=loaded.device,
-            dequantise=how["dequantise"],
-            start=begin + len(store),
-            limit=stop - begin - len(store),
+
+    def compute(first: int, count: int) -> Rows:
+        _, batch = next(
+            sweep(
+                dataset,
+                batch=count,
+                seed=config.seed,
+                device=loaded.device,
+                dequantise=how["dequantise"],
+                start=first,
+                limit=count,
+            )
         )
-        for first, batch in batches:
-            labels = _labels(loaded, batch, first, own=how["own_labels"])
-            latents = to_latents(loaded, batch.x, labels, first)
-            rows = {
-                "z": latents.x,
-                "index": torch.arange(first, first + len(batch.x)),
-                "nfe": torch.full((len(batch.x),), latents.nfe),
-            }
-            if batch.label is not None:
-                rows["labels"] = batch.label
-            if how["check"]:
-                rows |= _there_and_back(loaded.trained.spec, batch.x, undo(loaded, latents.x, labels, first).x)
-            store.append(**{name: value.cpu().numpy() for name, value in rows.items()})
-            bar.update(len(batch.x))
+        labels = _labels(loaded, batch, first, own=how["own_labels"])
+        latents = to_latents(loaded, batch.x, labels, first)
+        rows = {
+            "z": latents.x,
+            "index": torch.arange(first, first + count),
+            "nfe": torch.full((count,), latents.nfe),
+        }
+        if batch.label is not None:
+            rows["labels"] = batch.label
+        if how["check"]:
+            rows |= _there_and_back(loaded.trained.spec, batch.x, undo(loaded, latents.x, labels, first).x)
+        return {name: value.cpu().numpy() for name, value in rows.items()}
+
+    with tqdm(total=stop - begin, unit="img", disable=None) as bar:
+        store.fill(spans(begin, stop, config.sampling.batch), compute, bar)
 
 
 def _labels(loaded: Loaded, batch: Batch, first: int, *, own: bool) -> Tensor:

@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from sde_diffusion.build import plain_config
 from sde_diffusion.commands.common import (
-    GrowingArrays,
     Loaded,
     as_assignments,
     checkpoint_options,
@@ -25,6 +24,7 @@ from sde_diffusion.commands.common import (
     write_json,
 )
 from sde_diffusion.commands.examples import file_facts, open_examples
+from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
 from sde_diffusion.commands.guiding import announce, class_assignments, class_options, guided
 from sde_diffusion.commands.latents import solver_name, to_latents, to_samples
 from sde_diffusion.commands.naming import results_folder
@@ -105,12 +105,14 @@ def interpolate(
 def _run(loaded: Loaded, dataset: Dataset, folder: Path, facts: dict[str, Any]) -> None:
     clock, how, spec = time.perf_counter(), facts["interpolate"], loaded.trained.spec
     fixed = {key: value for key, value in facts.items() if key != "checkpoint"}
-    store = GrowingArrays(make_folder(folder) / "frames.npz", fixed)
+    store = GrowingArrays(make_folder(folder) / "frames.npz", fixed, loaded.ranks)
     pairs, frames = torch.tensor(how["pairs"]), how["frames"]
     z1, z2 = _encode_pairs(loaded, dataset, pairs)
     weights = torch.linspace(0, 1, frames, dtype=torch.float64)
     _decode_all(loaded, slerp(z1, z2, weights).flatten(0, 1), weights, store)
     store.finish(without=("nfe",))
+    if not loaded.ranks.main:
+        return
     nfe, samples = store.arrays["nfe"], torch.from_numpy(store.arrays["samples"])
     degrees = [math.degrees(value) for value in angle(z1, z2).tolist()]
     report = {"degrees": degrees, "nfe": [int(nfe.min()), int(nfe.max())], "seconds": time.perf_counter() - clock}
@@ -146,16 +148,18 @@ def _encode_pairs(loaded: Loaded, dataset: Dataset, pairs: Tensor) -> tuple[Tens
 def _decode_all(loaded: Loaded, z: Tensor, weights: Tensor, store: GrowingArrays) -> None:
     """Decode what `store` lacks of the frames (P · F, *D), pair by pair and batch by batch."""
     options, spec, frames = loaded.trained.config.sampling, loaded.trained.spec, len(weights)
-    with tqdm(total=len(z), initial=len(store), unit="frame", disable=None) as bar:
-        while len(store) < len(z):
-            numbers = torch.arange(len(store), min(len(z), len(store) + options.batch))
-            part = z[numbers.to(z.device)]
-            result = to_samples(loaded, part, options.labels(0, len(part)), len(store))
-            store.append(
-                samples=spec.from_model(result.x).cpu().numpy(),
-                z=part.cpu().numpy(),
-                pair=(numbers // frames).numpy(),
-                weight=weights[numbers % frames].numpy(),
-                nfe=np.full(len(part), result.nfe),
-            )
-            bar.update(len(part))
+
+    def compute(first: int, count: int) -> Rows:
+        numbers = torch.arange(first, first + count)
+        part = z[numbers.to(z.device)]
+        result = to_samples(loaded, part, options.labels(0, count), first)
+        return {
+            "samples": spec.from_model(result.x).cpu().numpy(),
+            "z": part.cpu().numpy(),
+            "pair": (numbers // frames).numpy(),
+            "weight": weights[numbers % frames].numpy(),
+            "nfe": np.full(count, result.nfe),
+        }
+
+    with tqdm(total=len(z), unit="frame", disable=None) as bar:
+        store.fill(spans(0, len(z), options.batch), compute, bar)

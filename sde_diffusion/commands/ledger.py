@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sde_diffusion.commands.common import GrowingArrays, Loaded, make_folder, write_json
+from sde_diffusion.commands.common import Loaded, make_folder, write_json
+from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
 from sde_diffusion.commands.likelihood_report import finite
 from sde_diffusion.likelihood import Examples
 from sde_diffusion.likelihood.ledger import Entry, LedgerRow, check_values, ledger_entries, ledger_row
@@ -35,15 +36,18 @@ def write_ledger(loaded: Loaded, examples: Examples, folder: Path, extra: dict[s
     fixed = {key: value for key, value in facts.items() if key != "checkpoint"}
     stop = len(dataset) if options.limit is None else min(len(dataset), options.start + options.limit)
     make_folder(folder)
-    stores = [GrowingArrays(folder / "ledger" / f"{slug(e.name)}.npz", fixed | {"row": e.name}) for e in entries]
-    done = sum(len(store) for store in stores)
-    with tqdm(total=len(entries) * (stop - options.start), initial=done, unit="img", disable=None) as bar:
+    stores = [
+        GrowingArrays(folder / "ledger" / f"{slug(e.name)}.npz", fixed | {"row": e.name}, loaded.ranks) for e in entries
+    ]
+    with tqdm(total=len(entries) * (stop - options.start), unit="img", disable=None) as bar:
         for number, store in enumerate(stores):
             bar.set_description(entries[number].name)
             _fill(loaded, examples, entries, number, store, stop, bar)
-    rows = [_row(loaded, entry, store) for entry, store in zip(entries, stores, strict=True)]
     for store in stores:
         store.finish()
+    if not loaded.ranks.main:
+        return
+    rows = [_row(loaded, entry, store) for entry, store in zip(entries, stores, strict=True)]
     told = {"confidence": options.confidence, "examples": stop - options.start, "rows": [_plain(row) for row in rows]}
     write_json(folder / "ledger.json", facts | told)
     what = f"{told['examples']} examples, {extra['split']} of {spec.name}, {rows[0].units}"
@@ -78,18 +82,25 @@ def _fill(
 ) -> None:
     """Score what `store` lacks of the row `number`, batch by batch."""
     options = loaded.trained.config.likelihood
-    for first in range(options.start + len(store), stop, options.batch):
-        index = torch.arange(first, min(first + options.batch, stop))
+
+    def compute(first: int, count: int) -> Rows:
+        index = torch.arange(first, first + count)
         values = examples.dataset.fetch(index)[0].to(loaded.device)
-        if examples.label is None:
-            entries = _entries(loaded, examples, first, len(index))
+        own = examples.label is None
+        entry = (_entries(loaded, examples, first, count) if own else entries)[number]
         check_values(loaded.trained.spec, values)
         clock = time.perf_counter()
-        bits, nfe = entries[number].score(values, first)
-        seconds = (time.perf_counter() - clock) / len(index)
-        constant = np.ones(len(index))
-        store.append(bits=bits.cpu().numpy(), index=index.numpy(), nfe=nfe * constant, seconds_each=seconds * constant)
-        bar.update(len(index))
+        bits, nfe = entry.score(values, first)
+        seconds = (time.perf_counter() - clock) / count
+        constant = np.ones(count)
+        return {
+            "bits": bits.cpu().numpy(),
+            "index": index.numpy(),
+            "nfe": nfe * constant,
+            "seconds_each": seconds * constant,
+        }
+
+    store.fill(spans(options.start, stop, options.batch), compute, bar)
 
 
 def _row(loaded: Loaded, entry: Entry, store: GrowingArrays) -> LedgerRow:

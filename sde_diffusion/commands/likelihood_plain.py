@@ -12,7 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sde_diffusion.build import Config, Trained
-from sde_diffusion.commands.common import GrowingArrays, Loaded, make_folder, write_json
+from sde_diffusion.commands.common import Loaded, make_folder, write_json
+from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
 from sde_diffusion.commands.likelihood_report import Ends, end_rows, ends_of, split_facts, split_rows, table
 from sde_diffusion.data import Dataset, sweep
 from sde_diffusion.errors import InputError
@@ -46,9 +47,11 @@ def score_plainly(loaded: Loaded, dataset: Dataset, reference: bool, folder: Pat
     options, what = trained.config.likelihood, extra["split"]
     facts = loaded.facts() | extra
     fixed = {key: value for key, value in facts.items() if key != "checkpoint"}
-    store = GrowingArrays(make_folder(folder) / "per_image.npz", fixed | {"reference": reference})
+    store = GrowingArrays(make_folder(folder) / "per_image.npz", fixed | {"reference": reference}, loaded.ranks)
     _score_all(loaded, dataset, _fit_reference(trained) if reference else None, store)
     store.finish(without=("cells",))
+    if not loaded.ranks.main:
+        return
     columns = {name: torch.from_numpy(values) for name, values in store.arrays.items()}
     split = _split(trained, columns)
     count = min(PILOT, len(columns["index"]))
@@ -75,31 +78,32 @@ def _score_all(loaded: Loaded, dataset: Dataset, reference: GaussianReference | 
     examples = examples_of(loaded, dataset)
     flat = dataclasses.replace(examples, dequantisation=UniformDequantisation(), draws=1)  # what the Gaussian is of
     stop = len(dataset) if options.limit is None else min(len(dataset), options.start + options.limit)
-    with tqdm(total=stop - options.start, initial=len(store), unit="img", disable=None) as bar:
-        for start in range(options.start + len(store), stop, options.batch):
-            count = min(options.batch, stop - start)
-            rows = _rows(
-                [
-                    examples.score(
-                        examples.score_fn(trained.model.bind, start, count),
-                        trained.model.sde,
-                        start,
-                        count,
-                        replicate=replicate,
-                        divergence=options.divergence,
-                        ode=options.ode,
-                    )
-                    for replicate in range(options.replicates)
-                ]
-            )
-            rows["index"] = torch.arange(start, start + count)
-            if options.divergence.exact:
-                rows["standard_error_nats"] = torch.zeros(count, dtype=torch.float64)
-            if reference is not None:
-                x = flat.noised(start, count, trained.model.sde).x[0]
-                rows["gaussian_bits_per_dim"] = spec.bits_per_dim(reference.log_prob(x.cpu()))
-            store.append(**{name: value.cpu().numpy() for name, value in rows.items()})
-            bar.update(count)
+
+    def compute(start: int, count: int) -> Rows:
+        rows = _rows(
+            [
+                examples.score(
+                    examples.score_fn(trained.model.bind, start, count),
+                    trained.model.sde,
+                    start,
+                    count,
+                    replicate=replicate,
+                    divergence=options.divergence,
+                    ode=options.ode,
+                )
+                for replicate in range(options.replicates)
+            ]
+        )
+        rows["index"] = torch.arange(start, start + count)
+        if options.divergence.exact:
+            rows["standard_error_nats"] = torch.zeros(count, dtype=torch.float64)
+        if reference is not None:
+            x = flat.noised(start, count, trained.model.sde).x[0]
+            rows["gaussian_bits_per_dim"] = spec.bits_per_dim(reference.log_prob(x.cpu()))
+        return {name: value.cpu().numpy() for name, value in rows.items()}
+
+    with tqdm(total=stop - options.start, unit="img", disable=None) as bar:
+        store.fill(spans(options.start, stop, options.batch), compute, bar)
 
 
 def examples_of(loaded: Loaded, dataset: Dataset) -> Examples:

@@ -9,12 +9,12 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from sde_diffusion.build import Trained
-from sde_diffusion.commands.common import GrowingArrays, Loaded, make_folder, write_json
+from sde_diffusion.commands.common import Loaded, make_folder, write_json
+from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
 from sde_diffusion.commands.likelihood_report import (
     Ends,
     end_rows,
@@ -73,10 +73,11 @@ def score_to_tolerance(
             draws=options.draws,
             tell=lambda outcome: bar.set_postfix_str(f"{_mean(outcome)} → ± {goal.tol:g} bits/dim"),
         )
-        solves.store = GrowingArrays(make_folder(folder) / "scores.npz", fixed)
-        solves.stored = solves.store.arrays
+        solves.store = GrowingArrays(make_folder(folder) / "scores.npz", fixed, loaded.ranks)
         outcome = scoring.run()
     solves.store.finish()
+    if not loaded.ranks.main:
+        return
     probes = _with_probes(options.divergence, PILOT_PROBES)
     count = min(goal.pilot, len(examples.order))
     ends = ends_of(trained, examples, probes, first=0, count=count)
@@ -97,32 +98,33 @@ def score_to_tolerance(
 
 
 class _Solves:
-    """Scores as they are asked for: taken from the disk as long as there are any, computed from there on."""
+    """Scores as they are asked for: those that the disk lacks are computed, by all processes together.
+
+    Each process asks for the same, for what is asked next follows from the scores alone.
+    """
 
     store: GrowingArrays
-    stored: dict[str, NDArray[Any]]
 
     def __init__(self, loaded: Loaded, examples: Examples, bar: "tqdm[Any]") -> None:
         self._loaded, self._examples, self._bar, self._used = loaded, examples, bar, 0
 
     def __call__(self, request: Request) -> Tensor:
-        batch, stop = self._loaded.trained.config.likelihood.batch, request.first + request.count
-        pieces = []
-        for first in range(request.first, stop, batch):
-            piece = dataclasses.replace(request, first=first, count=min(batch, stop - first))
-            pieces.append(self._score(piece).reshape(piece.count, -1, request.probes).mean(1))
-            self._bar.update(piece.count * self._examples.draws)
-        return torch.cat(pieces)
+        begin, draws = self._used, self._examples.draws
+        each = draws * request.probes  # rows of an example
+        self._used += request.count * each
 
-    def _score(self, request: Request) -> Tensor:
-        draws = self._examples.draws
-        rows = slice(self._used, self._used + request.count * draws * request.probes)
-        self._used = rows.stop
-        if rows.start < len(self.stored.get("place", ())):
-            assert self.stored["place"][rows][0] == request.first
-            assert self.stored["rtol"][rows][0] == request.ode.rtol
-            return torch.from_numpy(self.stored["bits_per_dim"][rows])
-        trained = self._loaded.trained
+        def compute(row: int, rows: int) -> Rows:
+            first = request.first + (row - begin) // each
+            return self._score(dataclasses.replace(request, first=first, count=rows // each))
+
+        wanted = spans(begin, self._used, self._loaded.trained.config.likelihood.batch * each)
+        self.store.fill(wanted, compute, self._bar, unit=request.probes)
+        rows = self.store.rows(wanted)
+        assert (rows["place"][0], rows["rtol"][0]) == (request.first, request.ode.rtol)
+        return torch.from_numpy(rows["bits_per_dim"]).reshape(request.count, draws, request.probes).mean(1)
+
+    def _score(self, request: Request) -> Rows:
+        trained, draws = self._loaded.trained, self._examples.draws
         options = trained.config.likelihood
         scores = self._examples.score(
             self._examples.score_fn(trained.model.bind, request.first, request.count),
@@ -135,18 +137,17 @@ class _Solves:
         )
         place, draw, probe = np.indices(scores.bits_per_dim.shape).reshape(3, -1)
         place = place + request.first
-        self.store.append(
-            place=place,
-            index=self._examples.order.numpy()[place],
-            replicate=np.full_like(place, request.replicate),
-            draw=draw,
-            probe=probe,
-            rtol=np.full(len(place), request.ode.rtol),
-            atol=np.full(len(place), request.ode.atol),
-            batch_nfe=np.full_like(place, scores.nfe // draws),
-            bits_per_dim=scores.bits_per_dim.flatten().numpy(),
-        )
-        return scores.bits_per_dim.flatten()
+        return {
+            "place": place,
+            "index": self._examples.order.numpy()[place],
+            "replicate": np.full_like(place, request.replicate),
+            "draw": draw,
+            "probe": probe,
+            "rtol": np.full(len(place), request.ode.rtol),
+            "atol": np.full(len(place), request.ode.atol),
+            "batch_nfe": np.full_like(place, scores.nfe // draws),
+            "bits_per_dim": scores.bits_per_dim.flatten().numpy(),
+        }
 
 
 def _in_random_order(loaded: Loaded, dataset: Dataset) -> Examples:

@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from sde_diffusion.build import Trained, plain_config
 from sde_diffusion.commands.common import (
-    GrowingArrays,
     Loaded,
     as_assignments,
     checkpoint_options,
@@ -25,6 +24,7 @@ from sde_diffusion.commands.common import (
     show_config,
     write_json,
 )
+from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
 from sde_diffusion.commands.guiding import ALL, announce, class_assignments, class_options, guided, label_rows
 from sde_diffusion.commands.naming import results_folder
 from sde_diffusion.commands.solving import (
@@ -126,13 +126,15 @@ def _run(loaded: Loaded, folder: Path, trajectory: bool, extra: dict[str, Any]) 
         "seed": trained.config.seed,
         "sampling": {k: v for k, v in facts["config"]["sampling"].items() if k != "count"},
     }
-    store, strip = GrowingArrays(make_folder(folder) / "samples.npz", fixed), _Strip(trained)
+    store, strip = GrowingArrays(make_folder(folder) / "samples.npz", fixed, loaded.ranks), _Strip(trained)
     _draw_all(loaded, store, strip if trajectory else None)
+    store.finish(without=("nfe",))
+    if not loaded.ranks.main:
+        return
     if trajectory and not strip.frames:  # an earlier process drew the first batch
         _draw(loaded, 0, min(options.count, strip.rows), strip)
-    seconds, nfe = time.perf_counter() - clock, store.arrays["nfe"][: options.count]
-    store.finish(without=("nfe",))
-    samples = torch.from_numpy(store.arrays["samples"])[: options.count]
+    seconds, nfe = time.perf_counter() - clock, store.arrays["nfe"]
+    samples = torch.from_numpy(store.arrays["samples"])
     _picture(folder / "samples.png", spec, samples, store.arrays.get("labels"))
     if trajectory:
         strip.save(folder / "trajectory.png")
@@ -148,15 +150,16 @@ def _run(loaded: Loaded, folder: Path, trajectory: bool, extra: dict[str, Any]) 
 
 
 def _draw_all(loaded: Loaded, store: GrowingArrays, strip: "_Strip | None") -> None:
-    """Draw what `store` lacks, batch by batch; `strip` looks at the first."""
+    """Draw what `store` lacks, batch by batch; `strip` looks at the first, which the main process draws."""
     options, spec = loaded.trained.config.sampling, loaded.trained.spec
-    with tqdm(total=options.count, initial=min(len(store), options.count), unit="img", disable=None) as bar:
-        while len(store) < options.count:
-            size = min(options.batch, options.count - len(store))
-            result = _draw(loaded, len(store), size, strip if len(store) == 0 else None)
-            rows = {"samples": spec.from_model(result.x).cpu().numpy(), "nfe": np.full(size, result.nfe)}
-            store.append(**rows, **label_rows(options.labels(len(store), size), known=options.label != (-1,)))
-            bar.update(size)
+
+    def compute(first: int, size: int) -> Rows:
+        result = _draw(loaded, first, size, strip if first == 0 else None)
+        rows = {"samples": spec.from_model(result.x).cpu().numpy(), "nfe": np.full(size, result.nfe)}
+        return rows | label_rows(options.labels(first, size), known=options.label != (-1,))
+
+    with tqdm(total=options.count, unit="img", disable=None) as bar:
+        store.fill(spans(0, options.count, options.batch), compute, bar)
 
 
 def _draw(loaded: Loaded, start: int, size: int, strip: "_Strip | None") -> Samples:
@@ -181,7 +184,7 @@ def _picture(path: Path, spec: DataSpec, samples: Tensor, labels: npt.NDArray[An
     if labels is None or len(set(labels.tolist())) == 1:
         save_samples(path, spec, samples[: PICTURED if spec.is_image else POINTS])
     else:
-        save_classes(path, spec, samples[:POINTS], torch.from_numpy(labels)[: len(samples)][:POINTS])
+        save_classes(path, spec, samples[:POINTS], torch.from_numpy(labels)[:POINTS])
 
 
 class _Strip:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from sde_diffusion.commands.common import GrowingArrays
+from sde_diffusion.commands.growing import GrowingArrays
 from sde_diffusion.training import RunFolder
 from tests.commands.running import TINY, invoke, succeed, train
 from tests.training.test_trainer import Killed
@@ -95,18 +95,18 @@ def test_labels_choose_the_class(tmp_path: Path, labelled: Path) -> None:
     assert "labels" not in arrays(tmp_path / "none")
 
 
-def killed_after(monkeypatch: pytest.MonkeyPatch, appends: int) -> None:
+def killed_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
     """Kill the process after so many batches."""
-    inner = GrowingArrays.append
+    inner = GrowingArrays.put
 
-    def append(store: GrowingArrays, **rows: Any) -> None:
-        inner(store, **rows)
-        nonlocal appends
-        appends -= 1
-        if not appends:
+    def put(store: GrowingArrays, first: int, **rows: Any) -> None:
+        inner(store, first, **rows)
+        nonlocal batches
+        batches -= 1
+        if not batches:
             raise Killed
 
-    monkeypatch.setattr(GrowingArrays, "append", append)
+    monkeypatch.setattr(GrowingArrays, "put", put)
 
 
 def counting(monkeypatch: pytest.MonkeyPatch, command: str, name: str, size: Callable[..., int]) -> list[int]:
@@ -150,36 +150,6 @@ def test_what_was_drawn_for_another_seed_is_not_taken_up(
     for seed, folder in ((2, "a"), (2, "b")):
         succeed(*options, "--seed", seed, "--out", tmp_path / folder)
     assert np.array_equal(arrays(tmp_path / "a")["samples"], arrays(tmp_path / "b")["samples"])
-
-
-def test_growing_arrays_skip_damaged_parts(tmp_path: Path) -> None:
-    def store() -> GrowingArrays:
-        return GrowingArrays(tmp_path / "a.npz", {"seed": 1})
-
-    first = store()
-    for start in (0, 4, 8):
-        first.append(a=np.arange(start, start + 4), b=np.full((4, 2), start))
-    parts = sorted((tmp_path / "a.partial").iterdir())
-    assert len(store()) == 12
-    parts[2].write_bytes(parts[2].read_bytes()[:-30])
-    again = store()
-    assert len(again) == 8
-    again.append(a=np.arange(8, 10), b=np.full((2, 2), 8))
-    assert store().arrays["a"].tolist() == list(range(10))
-    assert len(GrowingArrays(tmp_path / "a.npz", {"seed": 2})) == 0
-    again.finish(without=("b",))
-    assert [file.name for file in tmp_path.iterdir()] == ["a.npz"]
-    with np.load(tmp_path / "a.npz") as stored:
-        assert {name: stored[name].tolist() for name in stored.files} == {"a": list(range(10))}
-
-
-def test_growing_arrays_write_each_row_once(tmp_path: Path) -> None:
-    store = GrowingArrays(tmp_path / "a.npz", {})
-    sizes = []
-    for _ in range(20):
-        store.append(a=np.zeros(1000))
-        sizes.append(max(file.stat().st_size for file in (tmp_path / "a.partial").iterdir()))
-    assert max(sizes) == min(sizes)
 
 
 def test_the_newest_run_is_used_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
