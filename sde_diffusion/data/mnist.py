@@ -27,7 +27,8 @@ class MNIST(DataSource):
     """60,000 training and 10,000 test images (1, 28, 28) of 256 levels: handwritten digits in 10 classes.
 
     Searched in this order, each for the four idx files, plain or as .gz: `root` and torchvision's `MNIST/raw` below it,
-    and nothing else, where it is given; otherwise the folders of system packages, then `~/.cache/sde_diffusion`.
+    and nothing else, where it is given; otherwise `data/fashion-mnist` (or `data/mnist`) below the working folder, the
+    folders of system packages, then `~/.cache/sde_diffusion`.
 
     Args:
         root: Folder that holds the files; empty to search.
@@ -64,7 +65,8 @@ class MNIST(DataSource):
         return TensorDataset(self.spec, images.unsqueeze(1), labels)
 
     def _folders(self) -> list[Path]:
-        roots = [Path(self.root)] if self.root else [*map(Path, self.system_folders), CACHE]
+        local = Path("data") / self.spec.name.replace("_", "-")
+        roots = [Path(self.root)] if self.root else [local, *map(Path, self.system_folders), CACHE]
         return [folder for root in roots for folder in (root.expanduser(), self._raw(root))]
 
     def _raw(self, root: Path) -> Path:

@@ -19,6 +19,7 @@ TRAIN_LABELS = "train-labels-idx1-ubyte"
 @pytest.fixture(autouse=True)
 def nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Hide what this computer has."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(mnist, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(FashionMNIST, "system_folders", (str(tmp_path / "system"),))
 
@@ -43,6 +44,12 @@ def test_a_system_package_is_found_and_then_the_cache(tmp_path: Path) -> None:
     check(FashionMNIST())
     write_idx(tmp_path / "system", packed=True, train=5)
     assert len(FashionMNIST().read("train")) == 5
+
+
+def test_a_folder_beside_the_work_comes_first(tmp_path: Path) -> None:
+    write_idx(tmp_path / "system", packed=True, train=5)
+    write_idx(tmp_path / "data" / "fashion-mnist", packed=True, train=6)
+    assert len(FashionMNIST().read("train")) == 6
 
 
 def test_a_given_root_is_the_only_place_searched(tmp_path: Path) -> None:
