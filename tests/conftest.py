@@ -18,6 +18,17 @@ GOLDEN = Path(__file__).parent / "golden"
 PROCESSES: dict[str, SDE] = {name: cls() for name, cls in SDES.items()} | {"vp-cosine": VPSDE(CosineBeta())}
 
 
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Without pytest-timeout its settings are known all the same, and nothing is limited."""
+    if not pluginmanager.hasplugin("timeout"):
+        parser.addini("timeout", "seconds for a test")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.pluginmanager.hasplugin("timeout"):
+        config.addinivalue_line("markers", "timeout(seconds): longest time of this test")
+
+
 @pytest.fixture(params=PROCESSES, ids=str)
 def sde(request: pytest.FixtureRequest) -> SDE:
     """Each process in turn."""
