@@ -3,9 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# of `make gpu`: folder of the results, device, minutes of one call, QUICK=1 for the smallest form, ONLY="tests verify"
+OUT ?= gpu_results
+DEVICE ?= cuda
+MINUTES ?= 9
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types format clean
+.PHONY: help demo test test-all gpu lint types format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -33,6 +37,10 @@ test: $(STAMP) lint types ## lint, types and the fast tests
 
 test-all: $(STAMP) lint types ## the same with the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "slow or not slow"
+
+gpu: ## what wants a CUDA device, in pieces of 9 minutes into OUT=gpu_results; installs nothing, call again to go on
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py --out $(OUT) --device $(DEVICE) \
+		--minutes $(MINUTES) $(if $(QUICK),--quick) $(foreach piece,$(ONLY),--only $(piece))
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
