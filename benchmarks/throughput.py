@@ -1,0 +1,335 @@
+"""Images per second of training, inference and sampling, and the memory of a training step, beside the field's tools.
+
+The networks have equal FLOPs (asserted within 10 %); `throughput_cases.py` says how each tool is called. All run in one
+process, in turn within each round, so that a ratio is of times of the same round; beside them runs a product of large
+matrices, and the share is the speed in FLOPs (three forward passes for a training step) of the fastest such product.
+A compiled network's first call is timed apart; the break-even is the number of calls after which it has paid.
+The memory of a training step is measured in a process of its own for each: on CUDA the most that was allocated, on the
+CPU the peak of the resident set above what it was before the model was built.
+
+The work is in parts of a few minutes. Each part's results are merged into the result file when it is done, so that a
+run goes on where an earlier one stopped.
+
+    python benchmarks/throughput.py [--device cuda] [--part NAME …] [--quick]
+    python benchmarks/throughput.py --page      # writes the tables of docs/performance.md
+"""
+
+import argparse
+import contextlib
+import gc
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import throughput_page
+import torch
+from common import RESULTS, ROOT, alternate, describe, machine_facts
+from throughput_cases import CIFAR, COLOUR, DIFFUSERS, LUCIDRAINS, OURS, SMALL, TINY, Job, Problem, Variant, build
+
+from sde_diffusion.build import choose_device
+from sde_diffusion.files import write_atomically
+
+PACKAGES = ("diffusers", "denoising-diffusion-pytorch", "ema-pytorch", "triton")
+SECONDS = 100.0  # of timing in a part, beside the compilations
+LEAST_ROUNDS, MOST_ROUNDS = 5, 20
+TOLERANCE = 0.1  # on FLOPs against ours
+SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}  # of the matrices whose product is the machine's rate
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+EAGER_AND_COMPILED = ((OURS, "default"), (OURS, "compiled"), (DIFFUSERS, "eager"), (DIFFUSERS, "compiled"))
+CPU_VARIANTS = (*EAGER_AND_COMPILED, (LUCIDRAINS, "eager"), (LUCIDRAINS, "compiled"))
+CUDA_VARIANTS = ((OURS, "default"), (OURS, "eager"), (DIFFUSERS, "eager"), (DIFFUSERS, "compiled"))
+SAMPLING = ((OURS, "default"), (OURS, "bare network"), (DIFFUSERS, "eager"), (DIFFUSERS, "compiled"))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is measured at a time: one phase (train, infer, sample or memory) of one problem in one precision."""
+
+    phase: str
+    problem: Problem
+    precision: str
+    modes: tuple[tuple[str, str], ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.phase}-{self.problem.name.replace('×', 'x').replace(' ', '-').lower()}-{self.precision}"
+
+    @property
+    def variants(self) -> list[Variant]:
+        return [Variant(tool, mode, self.precision) for tool, mode in self.modes]
+
+
+def parts_of(device: torch.device, *, quick: bool) -> dict[str, Part]:
+    """The parts on a kind of device; with `quick` all phases with a tiny network and nothing compiled."""
+
+    def named(parts: Iterator[Part]) -> dict[str, Part]:
+        return {part.name: part for part in parts}
+
+    if quick:
+        modes = tuple(one for one in CPU_VARIANTS if one[1] != "compiled")
+        sampling = tuple(one for one in SAMPLING if one[1] != "compiled")
+        phases = {"train": modes, "infer": modes, "memory": modes, "sample": sampling}
+        return named(Part(phase, TINY, precision, phases[phase]) for phase in phases for precision in DTYPES)
+    if device.type == "cuda":
+        phases = {"train": CUDA_VARIANTS, "infer": CUDA_VARIANTS, "sample": SAMPLING, "memory": CUDA_VARIANTS}
+        return named(Part(phase, CIFAR, "bfloat16", modes) for phase, modes in phases.items())
+    return named(
+        Part(phase, problem, precision, CPU_VARIANTS)
+        for phase in ("train", "infer", "memory")
+        for problem in (SMALL, COLOUR)
+        for precision in DTYPES
+    )
+
+
+def synchronised(run: Callable[[], Any], device: torch.device, times: int = 1) -> Callable[[], Any]:
+    """`run` so many times, until the device has done it."""
+
+    def call() -> Any:
+        for _ in range(times):
+            result = run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return result
+
+    return call
+
+
+def product(side: int, dtype: torch.dtype, device: torch.device) -> Callable[[], Any]:
+    """A product of two square matrices: 2 side³ FLOPs."""
+    draws = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(side, side, generator=draws).to(device, dtype) for _ in range(2))
+    return lambda: a @ b
+
+
+def seconds_of(run: Callable[[], Any]) -> float:
+    """Of one call, by the clock."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def gather(part: Part, device: torch.device, skipped: dict[str, str]) -> dict[Variant, tuple[Job, float]]:
+    """The competitors that work here and the seconds of their first call; the others go into `skipped`.
+
+    Raises:
+        AssertionError: A network's FLOPs are not ours.
+    """
+    jobs: dict[Variant, tuple[Job, float]] = {}
+    for variant in part.variants:
+        try:
+            job = build(part.phase, part.problem, variant, device)
+            first = seconds_of(synchronised(job.run, device))
+        except Exception as error:
+            if variant.tool == OURS:
+                raise
+            skipped[variant.key] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            continue
+        ours = next(iter(jobs.values()))[0].flops if jobs else job.flops
+        assert abs(job.flops / ours - 1) < TOLERANCE or part.problem is TINY, (variant, job.flops, ours)
+        print(f"  {variant.key}: first call {first:.1f} s, {job.flops / 1e9:.3f} GFLOP", flush=True)
+        jobs[variant] = (job, first)
+    return jobs
+
+
+def measure(part: Part, device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """Time the competitors of a part and the matrix products in alternating rounds."""
+    skipped: dict[str, str] = {}
+    jobs = gather(part, device, skipped)
+    runs: dict[str, Callable[[], Any]] = {}
+    repeats: dict[str, int] = {}
+    for variant, (job, _) in jobs.items():
+        second = seconds_of(synchronised(job.run, device))
+        repeats[variant.key] = max(1, round(0.2 / second)) if device.type == "cuda" else 1
+        runs[variant.key] = synchronised(job.run, device, repeats[variant.key])
+    for side in (64,) if quick else SIDES.get(device.type, SIDES["cpu"]):
+        key = f"product {side}"
+        repeats[key] = 20 if device.type == "cuda" else 2
+        runs[key] = synchronised(product(side, DTYPES[part.precision], device), device, repeats[key])
+    one_round = sum(seconds_of(run) for run in runs.values())
+    rounds = 3 if quick else int(min(MOST_ROUNDS, max(LEAST_ROUNDS, SECONDS / one_round)))
+    timings = alternate(runs, rounds, warm_up=0 if quick else 1)
+    times = {key: [one.wall / repeats[key] for one in found] for key, found in timings.items()}
+    products = {key: found for key, found in times.items() if key.startswith("product")}
+    return {
+        "phase": part.phase,
+        "problem": part.problem.name,
+        "batch": part.problem.samples if part.phase == "sample" else part.problem.batch,
+        "steps": part.problem.steps if part.phase == "sample" else 1,
+        "precision": part.precision,
+        "rounds": rounds,
+        "products": {key.split()[1]: found for key, found in products.items()},
+        "cases": [
+            {
+                "tool": variant.tool,
+                "mode": variant.mode,
+                "setting": job.setting,
+                "forward_flops": job.flops,
+                "seconds": times[variant.key],
+                "first_call": first,
+            }
+            for variant, (job, first) in jobs.items()
+        ],
+        "skipped": skipped,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- memory
+
+
+def status(field: str) -> int:
+    """Bytes that /proc says of this process: VmRSS, or the peak VmHWM; where there is no /proc, the peak."""
+    try:
+        found = re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    return int(found[1]) * 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_of_a_step(part: Part, variant: Variant, device: torch.device) -> dict[str, Any]:
+    """Peak memory of training, in this process: of its weights, optimizer and averages too, [bytes]."""
+    build("train", TINY, Variant(variant.tool, "default" if variant.tool == OURS else "eager", "float32"), device).run()
+    gc.collect()
+    before = status("VmRSS")  # the libraries are loaded
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    job = build("train", part.problem, variant, device)
+    for _ in range(2):  # the optimizer has its moments after the first
+        job.run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    synchronised(job.run, device)()
+    return {"bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else status("VmHWM") - before}
+
+
+def measure_memory(part: Part, device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """Each competitor in a process of its own."""
+    skipped: dict[str, str] = {}
+    cases = []
+    for variant in part.variants:
+        own = [
+            "--device",
+            str(device),
+            "--part",
+            part.name,
+            "--memory-of",
+            variant.key,
+            *(["--quick"] if quick else []),
+        ]
+        done = subprocess.run([sys.executable, __file__, *own], capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no reason told"])[-1]
+            if variant.tool == OURS:
+                raise RuntimeError(f"{variant.key}: {reason}")
+            skipped[variant.key] = reason
+            continue
+        found = json.loads(done.stdout.splitlines()[-1])
+        print(f"  {variant.key}: {found['bytes'] / 2**20:.0f} MiB", flush=True)
+        cases.append({"tool": variant.tool, "mode": variant.mode} | found)
+    problem = part.problem
+    return {
+        "phase": "memory",
+        "problem": problem.name,
+        "batch": problem.batch,
+        "precision": part.precision,
+        "cases": cases,
+        "skipped": skipped,
+    }
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+
+
+def device_name(device: torch.device) -> str:
+    """`cpu`, or the name of the CUDA device in letters that suit a file."""
+    if device.type != "cuda":
+        return device.type
+    return re.sub(r"[^a-z0-9]+", "_", torch.cuda.get_device_name(device).lower()).strip("_")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The result file so far."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"parts": {}}
+    return found
+
+
+def merge(path: Path, name: str, result: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Put one part's result into the file, whole or not at all."""
+    own = {key: facts[key] for key in ("commit", "modified", "load_average")}
+    whole = read(path)
+    whole = {"machine": facts, "parts": whole["parts"] | {name: own | result}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(whole, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def facts_of(device: torch.device) -> dict[str, Any]:
+    """What a reader must know of the machine, its accelerator included."""
+    facts = machine_facts(PACKAGES)
+    if device.type == "cuda":
+        facts |= {"device": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return facts
+
+
+def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--part", action="append", default=[], help="measure this part (again); default all missing")
+    parser.add_argument("--list", action="store_true", help="name the parts that are missing")
+    parser.add_argument("--quick", action="store_true", help="tiny networks and three rounds, to see that it works")
+    parser.add_argument("--out", type=Path, help="result file")
+    parser.add_argument("--page", action="store_true", help="write the tables of docs/performance.md and stop")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Measure what is missing, print, write."""
+    options = options_of()
+    with tempfile.TemporaryDirectory() as cache:  # so that what compiling takes is that of the first time
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
+        work(options)
+
+
+def work(options: argparse.Namespace) -> None:
+    """What the command line asks."""
+    if options.page:
+        throughput_page.write()
+        return
+    device = choose_device(options.device)
+    parts = parts_of(device, quick=options.quick)
+    unknown = set(options.part) - set(parts)
+    if unknown:
+        raise SystemExit(f"error: unknown part {min(unknown)!r}; known: {', '.join(parts)}")
+    if options.memory_of:
+        part = parts[options.part[0]]
+        variant = next(one for one in part.variants if one.key == options.memory_of)
+        print(json.dumps(peak_of_a_step(part, variant, device)))
+        return
+    path = options.out or RESULTS / f"throughput_{device_name(device)}{'_quick' if options.quick else ''}.json"
+    missing = options.part or [name for name in parts if name not in read(path)["parts"]]
+    if options.list:
+        print("\n".join(missing))
+        return
+    print(describe(facts_of(device)))
+    for name in missing:
+        print(f"\n{name}", flush=True)
+        facts = facts_of(device)
+        measured = measure_memory if parts[name].phase == "memory" else measure
+        result = measured(parts[name], device, quick=options.quick)
+        merge(path, name, result, facts)
+        print(throughput_page.report(result))
+    print(f"\nwrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
+
+
+if __name__ == "__main__":
+    main()

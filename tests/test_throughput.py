@@ -1,0 +1,130 @@
+"""benchmarks/throughput.py: what it measures, how it goes on, and the tables it makes of it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sde_diffusion
+
+sys.path.insert(0, str(Path(sde_diffusion.__file__).parents[1] / "benchmarks"))
+
+import throughput
+import throughput_cases as cases
+import throughput_page as page
+
+CPU = torch.device("cpu")
+QUICK = throughput.parts_of(CPU, quick=True)
+
+
+def case(tool: str, mode: str, seconds: list[float], first: float = 0.0, **more: Any) -> dict[str, Any]:
+    return {"tool": tool, "mode": mode, "seconds": seconds, "first_call": first, "forward_flops": 10**6} | more
+
+
+def result(*found: dict[str, Any], phase: str = "train", precision: str = "float32") -> dict[str, Any]:
+    facts = {"phase": phase, "problem": "28×28×1", "batch": 64, "steps": 1, "precision": precision, "skipped": {}}
+    return facts | {"products": {"100": [0.002, 0.002], "50": [0.001, 0.001]}, "cases": list(found), "commit": "abc"}
+
+
+@pytest.mark.parametrize("name", ["train-tiny-float32", "infer-tiny-bfloat16", "sample-tiny-float32"])
+def test_a_part_times_every_tool_that_is_there(name: str) -> None:
+    part = QUICK[name]
+    found = throughput.measure(part, CPU, quick=True)
+    names = {page.name_of(one) for one in found["cases"]} | set(found["skipped"])
+    assert names == {variant.key for variant in part.variants}
+    assert all(len(one["seconds"]) == found["rounds"] and min(one["seconds"]) > 0 for one in found["cases"])
+    assert "sde_diffusion, default" in page.report(found)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_the_memory_of_a_step_is_that_of_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(sde_diffusion.__file__).parents[1]))
+    whole = QUICK["memory-tiny-float32"]
+    part = throughput.Part(whole.phase, whole.problem, whole.precision, whole.modes[:1])
+    found = throughput.measure_memory(part, CPU, quick=True)
+    assert found["cases"][0]["bytes"] > 0
+    assert "MiB" in page.report(found)
+
+
+@pytest.mark.parametrize("problem", [cases.SMALL, cases.COLOUR, cases.CIFAR], ids=lambda one: one.name)
+def test_the_networks_have_equal_flops(problem: cases.Problem) -> None:
+    pytest.importorskip("diffusers")
+    config = cases.read_config(cases.ROOT / "configs" / problem.config if problem.config else None, problem.ours)
+    ours = cases.forward_flops(config.model.network(problem.shape), problem.shape)
+    theirs = cases.diffusers_network(problem, CPU)[1]
+    assert theirs == ours, "the architecture is the same"
+    if problem is not cases.CIFAR:
+        assert 0.5e9 < ours < 0.7e9
+        if throughput.machine_facts(["denoising-diffusion-pytorch"])["versions"]["denoising-diffusion-pytorch"]:
+            others = cases.lucidrains_diffusion(problem, CPU)[1]
+            assert abs(others / ours - 1) < throughput.TOLERANCE
+
+
+def test_parts_are_merged_and_what_is_there_is_not_missing(tmp_path: Path) -> None:
+    file, facts = tmp_path / "found.json", throughput.machine_facts()
+    throughput.merge(file, "one", {"x": 1}, facts)
+    throughput.merge(file, "two", {"x": 2}, facts)
+    throughput.merge(file, "one", {"x": 3}, facts)
+    found = throughput.read(file)["parts"]
+    assert {name: one["x"] for name, one in found.items()} == {"one": 3, "two": 2}
+    assert all("commit" in one for one in found.values())
+
+
+def test_an_absent_tool_is_skipped_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object) -> cases.Job:
+        raise ImportError("no such package")
+
+    monkeypatch.setitem(cases.BUILDERS["infer"], cases.DIFFUSERS, absent)
+    part = QUICK["infer-tiny-float32"]
+    found = throughput.measure(throughput.Part("infer", part.problem, "float32", part.modes[:2]), CPU, quick=True)
+    assert found["skipped"] == {"diffusers, eager": "ImportError: no such package"}
+    assert "skipped diffusers, eager: ImportError: no such package" in page.report(found)
+
+
+def test_shares_ratios_and_break_even_are_those_of_their_formulas() -> None:
+    ours = case("sde_diffusion", "default", [0.2, 0.2, 0.4], 1.0)
+    compiled = case("sde_diffusion", "compiled", [0.1, 0.1, 0.1], 21.0)
+    theirs = case("diffusers", "eager", [0.4, 0.8, 0.8])
+    part = result(ours, compiled, theirs)
+    assert page.machine_rate(part) == pytest.approx(2 * 100**3 / 0.002)
+    assert page.share(part, ours) == pytest.approx(3 * 1e6 * 64 / 0.2 / 1e9)
+    assert page.images_per_second(part, ours) == pytest.approx(320)
+    spread = page.ratio(theirs, ours)
+    assert (spread.low, spread.median, spread.high) == (2, 2, 3)
+    assert page.compiled(part, compiled) == pytest.approx((20, 200))
+    assert page.compiled(part, ours) is None
+    assert page.compiled(part, theirs) is None
+
+
+def test_goals_are_met_or_not() -> None:
+    part = result(
+        case("sde_diffusion", "default", [0.2, 0.2]),
+        case("sde_diffusion", "compiled", [0.1, 0.1]),
+        case("diffusers", "eager", [0.3, 0.3]),
+        case("diffusers", "compiled", [0.15, 0.15]),
+        case("denoising-diffusion-pytorch", "compiled", [0.12, 0.12]),
+    )
+    found = {goal.what.rpartition(": ")[2]: (goal.measured, goal.met) for goal in page.cpu_goals({"train": part})}
+    assert found["default against diffusers eager"] == ("1.50× (1.50 … 1.50)", False)
+    assert found["best against the better peer compiled"] == ("1.20× (1.20 … 1.20)", False)
+    assert found["share of matmul, best"] == ("192 %", True)
+    memory = {"phase": "memory", "problem": "28×28×1", "precision": "float32"}
+    heap = [("sde_diffusion", "default", 80), ("diffusers", "eager", 100), ("diffusers", "compiled", 90)]
+    memory["cases"] = [{"tool": tool, "mode": mode, "bytes": size} for tool, mode, size in heap]
+    (goal,) = page.memory_goals({"memory": memory})
+    assert (goal.measured, goal.met) == ("0.889×", True)
+
+
+def test_sampling_is_held_against_the_bare_network() -> None:
+    part = result(
+        case("sde_diffusion", "default", [1.04, 1.04]),
+        case("sde_diffusion", "bare network", [1.0, 1.0]),
+        case("diffusers", "eager", [2.0, 2.0]),
+        phase="sample",
+    )
+    found = {goal.what.rpartition(": ")[2]: (goal.measured, goal.met) for goal in page.cuda_goals({"sample": part})}
+    assert found["against the bare network"] == ("1.04× (1.04 … 1.04)", True)
+    assert found["against diffusers DDIM"] == ("1.92× (1.92 … 1.92)", False)
