@@ -4,11 +4,14 @@ A choice is `auto` or named by the user. What `auto` stands for is a function of
 never of a timing, so that a run resumes bit for bit; the measurements behind it are in docs/performance.md.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sde_diffusion.errors import require_one_of
 
@@ -24,14 +27,17 @@ class Perf:
     Attributes:
         channels_last: Whether images lie in memory pixel by pixel rather than channel by channel.
         compile: Whether the network is compiled.
+        checkpointing: Whether training computes the inside of blocks twice rather than keep it.
     """
 
     channels_last: bool = False
     compile: bool = False
+    checkpointing: bool = False
 
     def __str__(self) -> str:
         layout = "channels_last" if self.channels_last else "contiguous"
-        return f"{layout}, {'compiled' if self.compile else 'not compiled'}"
+        blocks = ", activation checkpointing" if self.checkpointing else ""
+        return f"{layout}, {'compiled' if self.compile else 'not compiled'}{blocks}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,8 @@ class PerfConfig:
     Attributes:
         memory_format: Of images and filters: `contiguous` (channel by channel) or `channels_last` (pixel by pixel).
         compile: Whether the network is compiled by `torch.compile`.
+        checkpointing: Whether training forgets what is inside the network's blocks and computes it again for the
+            gradient (activation checkpointing): a forward more for each step, and much less memory.
 
     Raises:
         InputError: Another value.
@@ -48,6 +56,7 @@ class PerfConfig:
 
     memory_format: MemoryFormat = "auto"
     compile: Choice = "auto"
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         require_one_of("memory_format", self.memory_format, get_args(MemoryFormat))
@@ -59,6 +68,7 @@ class PerfConfig:
         return Perf(
             channels_last=cuda if self.memory_format == "auto" else self.memory_format == "channels_last",
             compile=self.compile == "always",
+            checkpointing=self.checkpointing,
         )
 
 
@@ -68,6 +78,32 @@ def prepare(model: nn.Module, perf: Perf) -> None:
         for parameter in model.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    if perf.checkpointing:
+        recompute(model)
+
+
+def recompute(model: nn.Module) -> None:
+    """Have the blocks in `model` that are `recomputable` computed twice in training: their inside need not be kept.
+
+    Gradients stay what they are, bit for bit, for dropout draws the same again. Nothing changes in evaluation, without
+    gradients, or for a network that has no such blocks.
+
+    Reference: Chen et al. 2016, arXiv:1604.06174.
+    """
+    for block in model.modules():
+        if getattr(block, "recomputable", False):
+            block.forward = functools.partial(_twice, block.forward)  # a bound method, which copies go along with
+
+
+def _twice(forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    out: Tensor
+    block = getattr(forward, "__self__", None)
+    assert isinstance(block, nn.Module)
+    if block.training and torch.is_grad_enabled():
+        out = checkpoint(forward, *inputs, use_reentrant=False)
+    else:
+        out = forward(*inputs)
+    return out
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:

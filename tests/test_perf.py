@@ -1,6 +1,7 @@
 """How a model is run on a device: what `auto` stands for, and that results stay what they are."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from torch import Tensor
 
 from sde_diffusion.build import Config, read_config, resolve_precision_of
 from sde_diffusion.errors import InputError
-from sde_diffusion.networks import UNet
+from sde_diffusion.memory import Growth
+from sde_diffusion.networks import NETWORKS, UNet
 from sde_diffusion.perf import Perf, PerfConfig, like, prepare, resolve_precision
+from tests.conformance.test_networks import awake, batch, build
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -77,3 +80,38 @@ def test_moments_take_the_memory_format_of_their_weights() -> None:
     assert moment.stride() == weight.stride()
     assert torch.equal(moment, stored)
     assert like(torch.tensor(3.0), weight).shape == ()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_checkpointing_changes_no_bit_of_a_gradient(name: str) -> None:
+    options = {"dropout": 0.4} if "dropout" in inspect.signature(NETWORKS[name]).parameters else {}
+    plain = awake(build(name, **options)).train()
+    recomputing = copy.deepcopy(plain)
+    prepare(recomputing, Perf(checkpointing=True))
+    found = []
+    for net in (plain, copy.deepcopy(recomputing)):  # averages are copies
+        x, c_noise, _ = batch()
+        x.requires_grad_()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            out = net(x, c_noise)
+            found.append([out, *torch.autograd.grad(out.square().sum(), [x, *net.parameters()])])
+            out = net(x, c_noise)
+        assert (out - found[-1][0]).abs().max() > 0 or not options, "dropout is on"
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_checkpointing_saves_memory_in_training_alone() -> None:
+    plain = UNet((3, 16, 16), channels=8, multipliers=(1, 2), blocks=2, attention=())
+    recomputing = copy.deepcopy(plain)
+    prepare(recomputing, Perf(checkpointing=True))
+
+    def step(of: UNet) -> Growth:
+        def work(count: int) -> None:
+            loss = of(torch.zeros(count, 3, 16, 16), torch.zeros(count)).square().sum()
+            torch.autograd.grad(loss, list(of.parameters()))
+
+        return Growth.measured(CPU, work, few=2)
+
+    assert step(recomputing).each < 0.6 * step(plain).each
+    assert step(recomputing.eval()).each == step(plain.eval()).each

@@ -35,6 +35,8 @@ class Block(nn.Module):
     channels or the sides change, else the identity.
     """
 
+    recomputable = True  # for activation checkpointing
+
     def __init__(
         self, inputs: int, outputs: int, *, dropout: float, scale: float, resample: nn.Module | None = None
     ) -> None:
@@ -60,6 +62,8 @@ class Block(nn.Module):
 
 class Attend(nn.Module):
     """One head of attention over all pixels, the sum scaled like a block's."""
+
+    recomputable = True  # for activation checkpointing
 
     def __init__(self, channels: int, scale: float) -> None:
         super().__init__()

@@ -123,6 +123,8 @@ class Block(nn.Module):
         hidden: Features inside the perceptron.
     """
 
+    recomputable = True  # for activation checkpointing
+
     def __init__(self, width: int, *, count: int, hidden: int) -> None:
         super().__init__()
         self.count = count

@@ -43,6 +43,8 @@ Kind = Literal["full", "linear", "bare", "none"]
 class Stage(nn.Module):
     """A residual block, then self-attention or nothing."""
 
+    recomputable = True  # for activation checkpointing
+
     def __init__(self, block: ResidualBlock, attention: Attention | None) -> None:
         super().__init__()
         self.block = block
