@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sde_diffusion.classifier import NoisyClassifier
 from sde_diffusion.data import DataSpec
+from sde_diffusion.distributed import ALONE, Ranks
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.guidance import Bind
 from sde_diffusion.likelihood import Dequantisation, FlowDequantisation
@@ -145,11 +146,11 @@ def _require_bound(config: Config) -> None:
     )
 
 
-def build_trainer(config: Config, folder: RunFolder, device: torch.device) -> Trainer:
-    """A trainer at step 0.
+def build_trainer(config: Config, folder: RunFolder, device: torch.device, ranks: Ranks = ALONE) -> Trainer:
+    """A trainer at step 0, of one process or of `ranks`.
 
     Raises:
-        InputError: A loss that does not suit the model or the process.
+        InputError: A loss that does not suit the model or the process, or a batch that the ranks cannot share.
     """
     check_training(config)
     train, validation = config.data.load("train"), config.data.load("validation")
@@ -166,6 +167,7 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device) -> Tr
         device=device,
         meta={"config": plain_config(config), "data": train.spec.to_dict(), "perf": str(perf)},
         parts=build_parts(config, train.spec, device),
+        ranks=ranks,
     )
 
 
@@ -182,7 +184,9 @@ def build_classifier(config: Config, spec: DataSpec, device: torch.device) -> No
     return NoisyClassifier(net, config.sde, sigma_data=config.model.sigma_data).to(device)
 
 
-def build_classifier_trainer(config: Config, folder: RunFolder, device: torch.device) -> ClassifierTrainer:
+def build_classifier_trainer(
+    config: Config, folder: RunFolder, device: torch.device, ranks: Ranks = ALONE
+) -> ClassifierTrainer:
     """A trainer of a classifier at step 0; it keeps one average of the weights and draws no pictures."""
     train, validation = config.data.load("train"), config.data.load("validation")
     return ClassifierTrainer(
@@ -195,6 +199,7 @@ def build_classifier_trainer(config: Config, folder: RunFolder, device: torch.de
         seed=config.seed,
         device=device,
         meta={"config": plain_config(config), "data": train.spec.to_dict(), "kind": CLASSIFIER},
+        ranks=ranks,
     )
 
 

@@ -127,11 +127,10 @@ class Ranks:
             error = failed
         if self.alone:
             return
-        failures = self.collect(None if error is None else (isinstance(error, InputError), _message(error)))
-        first = next(((rank, *failure) for rank, failure in enumerate(failures) if failure is not None), None)
-        if first is None:
+        if not self.highest(int(error is not None)):
             return
-        rank, bad_input, message = first
+        failures = self.collect(None if error is None else (isinstance(error, InputError), _message(error)))
+        rank, bad_input, message = next((i, *failure) for i, failure in enumerate(failures) if failure is not None)
         if error is not None and not isinstance(error, InputError | RunError):
             raise error  # unforeseen: with its own traceback
         if not self.main:
@@ -204,8 +203,11 @@ def joined(device: torch.device, *, timeout: float = TIMEOUT) -> Iterator[Ranks]
         ) from None
     try:
         yield ranks
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        if device.type != "cuda":  # NCCL would wait for what the others do not do any more; the process ends now
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def _require_own_gpu(ranks: Ranks, device: torch.device) -> None:

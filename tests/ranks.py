@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["sde_diffusion.commands", "tests.ranks"])
+_context.set_forkserver_preload(["sde_diffusion.commands", "torch._dynamo", "tests.ranks"])
 
 
 def on_ranks(size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 60.0) -> list[Any]:

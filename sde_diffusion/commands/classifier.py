@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from sde_diffusion.build import build_classifier_trainer, choose_device, plain_config, read_config
-from sde_diffusion.commands.common import RUNS, as_assignments, shared_options, show_config
+from sde_diffusion.commands.common import RUNS, as_assignments, shared_options, show_config, timeout_option
 from sde_diffusion.commands.train import FREE, run
+from sde_diffusion.distributed import joined
 from sde_diffusion.sde import SDES
 from sde_diffusion.training import CLASSIFIERS, RunFolder
 
@@ -33,6 +34,7 @@ UNUSED = (  # of these sections a classifier has nothing but the spread of the d
 @click.command(epilog=EPILOG, short_help="Train a classifier of noisy data, for guidance.")
 @click.option("--sde", help=f"The process: {', '.join(SDES)}.")
 @click.option("--steps", type=int, help="Optimizer steps in all.")
+@timeout_option
 @shared_options
 def classifier(
     sde: str | None,
@@ -43,17 +45,21 @@ def classifier(
     device: str,
     out: Path | None,
     dry_run: bool,
+    timeout: float,
 ) -> int:
     """Train a classifier that knows noise: p(y | x_t) at every t. Without a config: of the embedded 8×8 digits."""
-    named = as_assignments(sde__name=sde)  # before the options that belong to it
-    config = read_config(config_file, [*named, *assignments, *as_assignments(training__steps=steps, seed=seed)])
-    raw = plain_config(config)
-    name = f"{raw['data']['name']}_{raw['sde']['name']}" if config_file is None else config_file.stem
-    folder = RunFolder(out or RUNS / f"{name}_classifier", CLASSIFIERS)
     target = choose_device(device)
-    if dry_run:
-        show_config({key: raw[key] for key in ("seed", "sde", "data", "training", "classifier")})
+    with joined(target, timeout=timeout) as ranks:
+        with ranks.agreed():
+            named = as_assignments(sde__name=sde)  # before the options that belong to it
+            config = read_config(config_file, [*named, *assignments, *as_assignments(training__steps=steps, seed=seed)])
+            config.training.check_ranks(ranks.size)
+        raw = plain_config(config)
+        name = f"{raw['data']['name']}_{raw['sde']['name']}" if config_file is None else config_file.stem
+        if not dry_run:
+            folder = RunFolder(out or RUNS / f"{name}_classifier", CLASSIFIERS)
+            free = [key for key in (*FREE, *UNUSED) if key != "classifier"]
+            return run(build_classifier_trainer, config, folder, target, ranks=ranks, free=free)
+        if ranks.main:
+            show_config({key: raw[key] for key in ("seed", "sde", "data", "training", "classifier")})
         return 0
-    free = [key for key in (*FREE, *UNUSED) if key != "classifier"]
-    with folder.locked():
-        return run(build_classifier_trainer, config, folder, target, free=free)

@@ -16,7 +16,7 @@ import yaml
 
 from sde_diffusion.build import MODEL, Trained, choose_device, load_trained, plain_config, read_config
 from sde_diffusion.config import Raw, differences
-from sde_diffusion.distributed import ALONE, Ranks, joined
+from sde_diffusion.distributed import ALONE, TIMEOUT, Ranks, joined
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import write_atomically
 from sde_diffusion.pretrained import PRETRAINED, name_of, pretrained
@@ -61,6 +61,17 @@ def shared_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def timeout_option(command: Command) -> Command:
+    """--timeout."""
+    return click.option(
+        "--timeout",
+        type=float,
+        default=TIMEOUT,
+        show_default=True,
+        help="Seconds that one of several processes (torchrun) waits for the others before it gives up.",
+    )(command)
 
 
 def ema_options(command: Command) -> Command:

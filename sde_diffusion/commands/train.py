@@ -1,6 +1,8 @@
 """`train`: a new run, or more of an old one."""
 
+import logging
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -17,8 +19,16 @@ from sde_diffusion.build import (
     resolve_perf,
     resolve_precision_of,
 )
-from sde_diffusion.commands.common import RUNS, as_assignments, shared_options, show_config, stored_config
+from sde_diffusion.commands.common import (
+    RUNS,
+    as_assignments,
+    shared_options,
+    show_config,
+    stored_config,
+    timeout_option,
+)
 from sde_diffusion.config import Raw, differences
+from sde_diffusion.distributed import Ranks, joined
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.perf import resolve_precision
 from sde_diffusion.sde import SDES
@@ -33,6 +43,7 @@ Examples:
 
 \b
 The same command again resumes the run where its newest checkpoint stands. Ctrl-C saves first.
+By several processes, of which each has its own GPU: torchrun --nproc-per-node 4 cli.py train ...
 """
 
 # may differ from the run's first command without making it another run
@@ -40,7 +51,7 @@ FREE = (
     *("training.steps", "training.keep", "training.workers", "training.validation_examples"),
     *("training.log_every", "training.validate_every", "training.sample_every", "training.save_every"),
     *("training.snapshot_every", "training.preview", "training.preview_count"),
-    *("perf", "sampling", "likelihood", "classifier"),
+    *("training.parallel", "perf", "sampling", "likelihood", "classifier"),
     *("data.root", "data.download", "data.file", "data.test", "data.labels", "data.test_labels"),
 )
 
@@ -48,6 +59,7 @@ FREE = (
 @click.command(epilog=EPILOG)
 @click.option("--sde", help=f"The process: {', '.join(SDES)}.")
 @click.option("--steps", type=int, help="Optimizer steps in all.")
+@timeout_option
 @shared_options
 def train(
     sde: str | None,
@@ -58,82 +70,116 @@ def train(
     device: str,
     out: Path | None,
     dry_run: bool,
+    timeout: float,
 ) -> int:
     """Train a score model. Without a config: the embedded 8×8 digits, about 3 minutes on 2 cores."""
-    named = as_assignments(sde__name=sde)  # before the options that belong to it
-    config = read_config(config_file, [*named, *assignments, *as_assignments(training__steps=steps, seed=seed)])
-    check_training(config)
-    raw = plain_config(config)
-    name = f"{raw['data']['name']}_{raw['sde']['name']}" if config_file is None else config_file.stem
-    folder = RunFolder(out or RUNS / name)
     target = choose_device(device)
-    if dry_run:
-        show_config(raw)
-        precision = resolve_precision(config.training.precision, target)
-        click.echo(f"# on {target}: {precision}, {resolve_perf(config, target)}")
+    with joined(target, timeout=timeout) as ranks:
+        with ranks.agreed():
+            named = as_assignments(sde__name=sde)  # before the options that belong to it
+            config = read_config(config_file, [*named, *assignments, *as_assignments(training__steps=steps, seed=seed)])
+            check_training(config)
+            config.training.check_ranks(ranks.size)
+        raw = plain_config(config)
+        name = f"{raw['data']['name']}_{raw['sde']['name']}" if config_file is None else config_file.stem
+        if not dry_run:
+            return run(build_trainer, config, RunFolder(out or RUNS / name), target, ranks=ranks)
+        if ranks.main:
+            show_config(raw)
+            precision = resolve_precision(config.training.precision, target)
+            click.echo(f"# on {target}: {precision}, {resolve_perf(config, target)}")
         return 0
-    with folder.locked():
-        return run(build_trainer, config, folder, target)
 
 
 def run(
-    build: Callable[[Config, RunFolder, torch.device], Trainer],
+    build: Callable[[Config, RunFolder, torch.device, Ranks], Trainer],
     config: Config,
     folder: RunFolder,
     device: torch.device,
     *,
+    ranks: Ranks,
     free: Sequence[str] = FREE,
 ) -> int:
     """Train what `build` makes, from the newest checkpoint of the run or from the start.
 
     Args:
-        folder: Locked.
+        ranks: The processes that do so together; rank 0 locks the folder, writes and speaks.
         free: Sections and keys that may differ from those of the run's first command.
 
     Returns:
         The exit code.
 
     Raises:
-        InputError: The run is another, or its data have changed.
+        InputError: The folder is held by another process, the run is another, or its data have changed.
     """
+    device = ranks.device(device)
     config = resolve_precision_of(config, device)
-    raw = plain_config(config)
-    newest = folder.latest()
-    checkpoint = None if newest is None else load_checkpoint(newest, device)
-    if newest is not None and checkpoint is not None:
-        _same_run(stored_config(checkpoint, newest), raw, folder, free)
-    trainer = build(config, folder, device)
-    if checkpoint is not None:
-        require(
-            checkpoint.meta["data"] == trainer.train.spec.to_dict(),
-            f"the data of the run {folder.path} have changed: {trainer.train.spec} now, {checkpoint.meta['data']} then",
-        )
-        trainer.restore(checkpoint)
-    folder.write_config(raw)
-    spec, total = trainer.train.spec, config.training.steps
-    click.echo(
-        f"{spec.name}: {len(trainer.train)} examples of shape {spec.shape}; {raw['sde']['name']}; "
-        f"{count_parameters(trainer.model):,} parameters on {device}"
+    if not ranks.main:
+        logging.disable(logging.WARNING)  # what rank 0 says too
+    with ExitStack() as held:
+        with ranks.agreed():
+            if ranks.main:
+                held.enter_context(folder.locked())
+        trainer = _prepared(build, config, folder, device, ranks, free)
+        if ranks.main:
+            click.echo(_described(trainer, folder, config))
+        if trainer.step >= config.training.steps:
+            return 0
+        stopped = trainer.run()
+        if ranks.main:
+            click.echo(f"{'stopped' if stopped else 'done'} at step {trainer.step}: {folder.latest()}")
+            if stopped:
+                click.echo("the same command resumes it")
+        return 128 + stopped if stopped else 0
+
+
+def _prepared(
+    build: Callable[[Config, RunFolder, torch.device, Ranks], Trainer],
+    config: Config,
+    folder: RunFolder,
+    device: torch.device,
+    ranks: Ranks,
+    free: Sequence[str],
+) -> Trainer:
+    """A trainer that stands where the newest checkpoint of the run does."""
+    raw, newest, checkpoint = plain_config(config), ranks.share(folder.latest() if ranks.main else None), None
+    with ranks.agreed():
+        if newest is not None:
+            checkpoint = load_checkpoint(newest, device if ranks.alone else "cpu")
+            _same_run(stored_config(checkpoint, newest), raw, folder, free, tell=ranks.main)
+        trainer = build(config, folder, device, ranks)
+        if checkpoint is not None:
+            now, then = trainer.train.spec, checkpoint.meta["data"]
+            require(then == now.to_dict(), f"the data of the run {folder.path} have changed: {now} now, {then} then")
+            trainer.restore(checkpoint)
+        if ranks.main:
+            folder.write_config(raw)
+    return trainer
+
+
+def _described(trainer: Trainer, folder: RunFolder, config: Config) -> str:
+    """What is trained, where it stands and how far it goes, for the user."""
+    spec, ranks, process = trainer.train.spec, trainer.ranks, plain_config(config)["sde"]["name"]
+    where = str(trainer.device) if ranks.alone else f"{ranks.size} ranks of {trainer.device.type}"
+    what = (
+        f"{spec.name}: {len(trainer.train)} examples of shape {spec.shape}; {process}; "
+        f"{count_parameters(trainer.model):,} parameters on {where}\n"
     )
-    if trainer.step >= total:
-        click.echo(f"{folder.path} already has {trainer.step} steps; --steps {trainer.step + 1000} goes on")
-        return 0
-    click.echo(f"{'resuming' if trainer.step else 'training'} {folder.path} from step {trainer.step} to {total}")
-    stopped = trainer.run()
-    click.echo(f"{'stopped' if stopped else 'done'} at step {trainer.step}: {folder.latest()}")
-    if stopped:
-        click.echo("the same command resumes it")
-        return 128 + stopped
-    return 0
+    step, total = trainer.step, config.training.steps
+    if step >= total:
+        return what + f"{folder.path} already has {step} steps; --steps {step + 1000} goes on"
+    return what + f"{'resuming' if step else 'training'} {folder.path} from step {step} to {total}"
 
 
-def _same_run(old: Raw, new: Raw, folder: RunFolder, free: Sequence[str]) -> None:
+def _same_run(old: Raw, new: Raw, folder: RunFolder, free: Sequence[str], *, tell: bool) -> None:
     for key, (before, after) in differences(old, new).items():
         if not any(f"{key}.".startswith(f"{allowed}.") for allowed in free):
             raise InputError(
                 f"the run {folder.path} was started with {key} = {before}, not {after}; resume it with its own "
                 f"{folder.path / 'config.yaml'}, or choose another --out"
             )
+        if not tell:
+            continue
         if key == "training.steps" and new["training"]["decay"] == "cosine":
             click.echo(f"the learning rate now falls over {after} steps, not {before}: another run from here on")
         if key.startswith("data."):

@@ -7,7 +7,8 @@ from sde_diffusion.training.dequantise import TRAINING_NOISES, BinCentres, FlowN
 from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.options import LossConfig, TrainingConfig
 from sde_diffusion.training.run_folder import CLASSIFIERS, RunFolder, newest_run
-from sde_diffusion.training.trainer import WEIGHTING, Trainer
+from sde_diffusion.training.step import WEIGHTING
+from sde_diffusion.training.trainer import Trainer
 
 __all__ = [
     "CLASSIFIERS",

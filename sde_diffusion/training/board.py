@@ -12,12 +12,14 @@ class Board:
     """Writes the numbers of a run for TensorBoard; does nothing where that is not installed or cannot write.
 
     Args:
-        path: The run's folder.
+        path: The run's folder; None to write nothing.
         step: Where the run stands; what an earlier process wrote beyond it is dropped.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(self, path: Path | None, step: int) -> None:
         self._writer: Any = None
+        if path is None:
+            return
         try:
             from torch.utils.tensorboard import SummaryWriter
 

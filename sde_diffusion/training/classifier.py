@@ -3,15 +3,16 @@
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
 
-from sde_diffusion.classifier import NoisyClassifier, cross_entropy
-from sde_diffusion.data import Dataset, sweep
-from sde_diffusion.losses import DSMLoss, SimpleWeighting, TimeSampler
+from sde_diffusion.classifier import NoisyClassifier
+from sde_diffusion.data import Dataset
+from sde_diffusion.distributed import ALONE, Ranks
+from sde_diffusion.losses import SimpleWeighting, TimeSampler
 from sde_diffusion.model import ScoreModel
-from sde_diffusion.rng import Draws, SampleStream
+from sde_diffusion.rng import SampleStream
 from sde_diffusion.training.options import LossConfig, TrainingConfig
 from sde_diffusion.training.run_folder import RunFolder
+from sde_diffusion.training.step import ClassifierLoss
 from sde_diffusion.training.trainer import Trainer
 from sde_diffusion.training.window import BINS
 
@@ -29,6 +30,8 @@ class ClassifierTrainer(Trainer):
         The others: See `Trainer`.
     """
 
+    loss_kind = ClassifierLoss
+
     def __init__(
         self,
         classifier: NoisyClassifier,
@@ -41,6 +44,7 @@ class ClassifierTrainer(Trainer):
         seed: int,
         device: torch.device,
         meta: dict[str, Any],
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__(
             cast(ScoreModel, classifier),  # the loop asks for its weights and `sde` alone
@@ -52,6 +56,7 @@ class ClassifierTrainer(Trainer):
             seed=seed,
             device=device,
             meta=meta,
+            ranks=ranks,
         )
 
     @torch.no_grad()
@@ -64,14 +69,7 @@ class ClassifierTrainer(Trainer):
     def accuracy(self, times: list[float]) -> list[float]:
         """The share of held-out examples whose likeliest class is their own, at each time; the noise is fixed."""
         right, sde, count = torch.zeros(len(times)), self.model.sde, 0
-        for start, batch in sweep(
-            self.validation,
-            batch=self.config.batch,
-            seed=self.seed,
-            device=self.device,
-            dequantise=self.config.dequantise.uniform,
-            limit=self.config.validation_examples,
-        ):
+        for start, batch in self.held_out.batches():
             assert batch.label is not None
             noise = SampleStream(self.seed, _ACCURACY, start=start, count=len(batch.x), device=self.device)
             count += len(batch.x)
@@ -83,23 +81,3 @@ class ClassifierTrainer(Trainer):
 
     def draw_preview(self) -> None:
         """Nothing: a classifier draws no pictures."""
-
-    def _hide_labels(self, label: Tensor | None, k: int) -> Tensor | None:
-        return label
-
-    def _terms(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        label: Tensor | None,
-        draws: Draws,
-        time_sampler: TimeSampler,
-    ) -> DSMLoss:
-        assert label is not None
-        sde = self.model.sde
-        t, density = time_sampler(sde, self.loss.weighting, len(x), generator=draws)
-        eps = draws.normal(x.shape[1:], x.dtype)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.rough):
-            error = cross_entropy(model, sde, x, label, t, eps)
-        loss = error / density
-        return DSMLoss(loss, error, t, density, trained=loss)

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sde_diffusion.errors import require
 from sde_diffusion.training.checkpoint import Checkpoint
 from sde_diffusion.training.power_profile import decay, exponent
+from sde_diffusion.training.shares import fill, load_whole, local
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -44,6 +45,12 @@ class EMA(Generic[Model]):
         self._profiles = {length: _copies(source) for length in profiles}
         self._exponents = {length: exponent(length) for length in profiles}
 
+    def spread(self, shard: Callable[[Model], None]) -> None:
+        """Keep a share of every average alone; before the first update, when all are the weights."""
+        shard(self.model)
+        self._decays = {rate: _copies(self.model) for rate in self._decays}
+        self._profiles = {length: _copies(self.model) for length in self._profiles}
+
     @property
     def lengths(self) -> tuple[float, ...]:
         """Of the averages by a power of time."""
@@ -52,12 +59,12 @@ class EMA(Generic[Model]):
     @torch.no_grad()
     def update(self, source: Model, step: int) -> None:
         """Take in the weights after training step `step`, counted from 0."""
-        new = [p.detach() for p in source.parameters()]
-        torch._foreach_lerp_(list(self.model.parameters()), new, 1 - _warmed(self._main, step))
+        new = _shares(p.detach() for p in source.parameters())
+        torch._foreach_lerp_(_shares(p.detach() for p in self.model.parameters()), new, 1 - _warmed(self._main, step))
         for rate, average in self._decays.items():
-            torch._foreach_lerp_(average, new, 1 - _warmed(rate, step))
+            torch._foreach_lerp_(_shares(average), new, 1 - _warmed(rate, step))
         for length, average in self._profiles.items():
-            torch._foreach_lerp_(average, new, 1 - decay(self._exponents[length], step + 1))
+            torch._foreach_lerp_(_shares(average), new, 1 - decay(self._exponents[length], step + 1))
         for kept, value in zip(self.model.buffers(), source.buffers(), strict=True):
             kept.copy_(value)
 
@@ -85,7 +92,7 @@ class EMA(Generic[Model]):
         Raises:
             InputError: A checkpoint that lacks an average of another rate.
         """
-        self.model.load_state_dict(checkpoint.group(MAIN))
+        load_whole(self.model, checkpoint.group(MAIN))
         for rate, average in self._decays.items():
             stored = checkpoint.group(f"{DECAY}.{rate}")
             require(
@@ -105,7 +112,7 @@ class EMA(Generic[Model]):
 
     def _fill(self, average: list[Tensor], stored: dict[str, Tensor]) -> None:
         for name, value in self._named(average):
-            value.copy_(stored[name])
+            fill(value, stored[name])
 
 
 def check_averages(decays: Sequence[float], profiles: Sequence[float]) -> None:
@@ -126,6 +133,10 @@ def check_averages(decays: Sequence[float], profiles: Sequence[float]) -> None:
 def _warmed(rate: float, step: int) -> float:
     """d after training step `step`, counted from 0."""
     return min(rate, (1 + step) / (10 + step))
+
+
+def _shares(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [local(value) for value in tensors]
 
 
 def _copies(source: nn.Module) -> list[Tensor]:

@@ -45,8 +45,9 @@ class TrainingConfig:
 
     Attributes:
         steps: Optimizer steps in all; a larger number lets a finished run go on.
-        batch: Examples per step.
-        accumulate: Pieces in which a step's batch goes through the network, to save memory.
+        batch: Examples per step, of all ranks together.
+        accumulate: Pieces in which a rank's part of that goes through the network, to save memory.
+        parallel: Where several processes train: every rank has the whole model (`ddp`), or a share of it (`fsdp`).
         optimizer, learning_rate, weight_decay, beta2: Of Adam or AdamW.
         warmup: Steps over which the learning rate rises from zero.
         decay: After that, `constant`, or `cosine` down to zero at `steps`.
@@ -74,6 +75,7 @@ class TrainingConfig:
     steps: int = 2000
     batch: int = 64
     accumulate: int = 1
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     optimizer: Literal["adam", "adamw"] = "adam"
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
@@ -110,6 +112,25 @@ class TrainingConfig:
         check_averages(self.ema_decay, self.ema_profiles)
         require(0 <= self.beta2 < 1, f"`beta2` must be in [0, 1), got {self.beta2}")
         require(self.clip is None or self.clip > 0, f"`clip` must be > 0 or null, got {self.clip}")
+
+    def check_ranks(self, ranks: int) -> None:
+        """Refuse a batch that so many ranks cannot share evenly.
+
+        Raises:
+            InputError: They cannot, or the pieces of a rank's share would be empty.
+        """
+        share, rest = divmod(self.batch, ranks)
+        near = f"{share * ranks} or {(share + 1) * ranks}" if share else f"{ranks}"
+        require(
+            rest == 0,
+            f"`training.batch` must be a multiple of the number of ranks, {ranks}, for each takes as many rows, "
+            f"got {self.batch}; take {near}",
+        )
+        require(
+            self.accumulate <= share,
+            f"`training.accumulate` must be ≤ {share}, the rows of each of {ranks} ranks in `training.batch` = "
+            f"{self.batch}, got {self.accumulate}",
+        )
 
     def every(self, name: str) -> int:
         """Steps between two of log, validate, sample, save and snapshot; 0 for never."""

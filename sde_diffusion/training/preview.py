@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 def draw_samples(
     model: ScoreModel,
     spec: DataSpec,
-    folder: RunFolder,
+    folder: RunFolder | None,
     *,
     step: int,
     solver: Solver,
@@ -28,6 +28,8 @@ def draw_samples(
 ) -> None:
     """Write a picture of `count` samples of `model` to `folder`, of all classes in turn if it is told them.
 
+    Without a folder they are drawn alone, by a rank that has a share of the model.
+
     An untrained score may be too rough to integrate, which is no reason to stop training: then there is a warning.
     """
     labels = torch.arange(count, device=noise.device) % len(spec.classes) if conditional else None
@@ -35,6 +37,8 @@ def draw_samples(
         samples = sample(model.bind(labels), model.sde, solver, (count, *spec.shape), noise=noise)
     except InputError as error:
         logger.warning("no picture at step %d: %s", step, error)
+        return
+    if folder is None:
         return
     path, values = folder.sample_path(step), spec.from_model(samples.x)
     if labels is None:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from sde_diffusion.distributed import ALONE, Ranks
 from sde_diffusion.errors import RunError
 from sde_diffusion.losses import DSMLoss
 
@@ -19,8 +20,8 @@ class LossWindow:
     (5 + 3 · 10,) float64.
     """
 
-    def __init__(self, t_max: float) -> None:
-        self._t_max = t_max
+    def __init__(self, t_max: float, ranks: Ranks = ALONE) -> None:
+        self._t_max, self._ranks = t_max, ranks
         self._held: list[tuple[int, DSMLoss, Tensor]] = []
         self._sums = torch.zeros(SUMS, dtype=torch.float64)
 
@@ -74,20 +75,25 @@ class LossWindow:
         """Move what is held to the sums, step by step, so that the rounding does not depend on when this is done."""
         if not self._held:
             return
-        sizes = [len(terms.loss) for _, terms, _ in self._held]
-        held = [(terms.loss, terms.error, terms.t, terms.trained) for _, terms, _ in self._held]
-        columns = [torch.cat(column).cpu() for column in zip(*held, strict=True)]
+        held = [torch.stack([terms.loss, terms.error, terms.t, terms.trained], 1) for _, terms, _ in self._held]
+        size, lengths = self._ranks.size, [len(rows) for rows in held]
+        shares = self._ranks.gather(torch.cat(held)).cpu().chunk(size)
         norms = torch.stack([norm for _, _, norm in self._held]).cpu()
-        parts = zip(*(torch.split(column, sizes) for column in columns), norms, strict=True)
-        for (step, _, _), (loss, error, t, trained, norm) in zip(self._held, parts, strict=True):
-            _check_finite(step, loss, t, norm)
-            bins = (t * (BINS / self._t_max)).long().clamp(0, BINS - 1)
-            self._sums[:4] += torch.stack([torch.tensor(len(t)), loss.double().sum(), torch.tensor(1), norm.double()])
-            self._sums[4 : 4 + BINS] += torch.bincount(bins, minlength=BINS)
-            self._sums[4 + BINS : 4 + 2 * BINS] += torch.bincount(bins, weights=error.double(), minlength=BINS)
-            self._sums[4 + 2 * BINS : -1] += torch.bincount(bins, weights=loss.double(), minlength=BINS)
-            self._sums[-1] += trained.double().sum()
+        by_step = zip(*(torch.split(share, lengths) for share in shares), strict=True)
+        with self._ranks.agreed():  # all ranks see all rows
+            for (step, _, _), rows, norm in zip(self._held, by_step, norms, strict=True):
+                self._add(step, torch.cat(rows), norm)
         self._held.clear()
+
+    def _add(self, step: int, rows: Tensor, norm: Tensor) -> None:
+        loss, error, t, trained = rows.unbind(1)
+        _check_finite(step, loss, t, norm)
+        bins = (t * (BINS / self._t_max)).long().clamp(0, BINS - 1)
+        self._sums[:4] += torch.stack([torch.tensor(len(t)), loss.double().sum(), torch.tensor(1), norm.double()])
+        self._sums[4 : 4 + BINS] += torch.bincount(bins, minlength=BINS)
+        self._sums[4 + BINS : 4 + 2 * BINS] += torch.bincount(bins, weights=error.double(), minlength=BINS)
+        self._sums[4 + 2 * BINS : -1] += torch.bincount(bins, weights=loss.double(), minlength=BINS)
+        self._sums[-1] += trained.double().sum()
 
 
 def _check_finite(step: int, loss: Tensor, t: Tensor, norm: Tensor) -> None:

@@ -20,7 +20,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def test_a_step_moves_the_model_and_what_is_beside_it(tmp_path: Path, name: str) -> None:
     trainer = trainer_for(tmp_path, DIGITS, dequantise=name, warmup=0)
-    before = {key: value.clone() for key, value in trainer._trained().items()}
+    before = {key: value.clone() for key, value in trainer.step_loss.trained().items()}
     for batch, _ in zip(
         training_batches(trainer.train, batch=16, seed=0, dequantise=trainer.config.dequantise.uniform),
         range(3),  # what ends in zeros passes nothing on at first
@@ -29,7 +29,9 @@ def test_a_step_moves_the_model_and_what_is_beside_it(tmp_path: Path, name: str)
         terms, norm = trainer.train_step(batch)
         assert terms.loss.isfinite().all()
         assert norm > 0
-    moved = {key.split(".")[0] for key, value in trainer._trained().items() if not torch.equal(value, before[key])}
+    moved = {
+        key.split(".")[0] for key, value in trainer.step_loss.trained().items() if not torch.equal(value, before[key])
+    }
     assert moved == ({"net", "parts"} if trainer.parts else {"net"})
 
 

@@ -47,7 +47,7 @@ def learning_trainer(path: Path, *, accumulate: int = 1) -> Trainer:
     trainer = Trainer(
         plain.model,
         plain.train,
-        plain.validation,
+        plain.held_out.dataset,
         config=plain.config,
         loss=replace(plain.loss, time_sampler=Learning()),
         folder=RunFolder(path),
@@ -56,14 +56,14 @@ def learning_trainer(path: Path, *, accumulate: int = 1) -> Trainer:
         meta=plain.meta,
         parts={"scale": part},
     )
-    inner = trainer._terms
+    inner = trainer.step_loss.terms
 
     def terms(model: nn.Module, *rest: Any) -> DSMLoss:
         found = inner(model, *rest)  # type: ignore[arg-type]
         scaled = found.loss * trainer.parts["scale"](found.t[:, None])[:, 0] ** 2
         return found._replace(loss=scaled, trained=scaled)
 
-    trainer._terms = terms  # type: ignore[method-assign,assignment]
+    trainer.step_loss.terms = terms  # type: ignore[method-assign,assignment]
     return trainer
 
 

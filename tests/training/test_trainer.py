@@ -227,8 +227,10 @@ def test_validation_loss_is_a_function_of_the_weights(tmp_path: Path) -> None:
 def test_validation_uses_every_held_out_example_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_for(tmp_path, validation_examples=37)
     seen: list[int] = []
-    inner = trainer._terms
-    monkeypatch.setattr(trainer, "_terms", lambda model, x, *rest: seen.append(len(x)) or inner(model, x, *rest))
+    inner = trainer.step_loss.terms
+    monkeypatch.setattr(
+        trainer.step_loss, "terms", lambda model, x, *rest: seen.append(len(x)) or inner(model, x, *rest)
+    )
     trainer.validate()
     assert sum(seen) == 37
 

@@ -1,0 +1,69 @@
+"""Several ranks train what one trains: the same numbers, files and messages, however the work is shared."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sde_diffusion.build import build_trainer, read_config
+from sde_diffusion.config import Raw, merge
+from sde_diffusion.distributed import joined
+from sde_diffusion.training import RunFolder
+from tests.ranks import on_ranks
+from tests.training.tiny import DIGITS, POINTS, last_checkpoint, one_thread, same_bits, timeless_metrics, trainer_for
+
+CPU = torch.device("cpu")
+SHORT = {"training": {"steps": 6, "log_every": 2, "validate_every": 3, "save_every": 3, "validation_examples": 21}}
+LABELLED = {
+    "model": {"conditional": True},
+    "training": {"label_dropout": 0.4, "flip": True, "dequantise": "flow", "sample_every": 6},
+    "loss": {"weighting": "likelihood", "time_sampler": "importance"},
+}
+LEARNED = {"loss": {"weighting": "uncertainty", "time_sampler": {"name": "loss_second_moment", "bins": 4}}}
+RUNS: dict[str, Raw] = {
+    "learned weighting, times by their losses": merge(merge(POINTS, SHORT), LEARNED),
+    "labels, flips, dropout, a flow": merge(merge(DIGITS, SHORT), LABELLED),
+}
+
+
+def train(path: Path, raw: Raw, **training: Any) -> None:
+    """One rank's part of a run, from its newest checkpoint."""
+    with joined(CPU, timeout=30) as ranks:
+        config = read_config(None, (), merge(raw, {"training": training}))
+        trainer = build_trainer(config, RunFolder(path), CPU, ranks)
+        if RunFolder(path).latest() is not None:
+            trainer.restore(last_checkpoint(path))
+        trainer.run()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_ranks_are_one_process_that_cuts_the_batch_in_two(tmp_path: Path, name: str) -> None:
+    """Bit for bit: halves and doubles of what is summed are exact. Only validation has other batches."""
+    with one_thread():
+        trainer_for(tmp_path / "one", RUNS[name], accumulate=2).run()
+    on_ranks(2, train, tmp_path / "two", RUNS[name])
+    one, two = last_checkpoint(tmp_path / "one"), last_checkpoint(tmp_path / "two")
+    assert same_bits(one, two)
+    for alone, shared in zip(timeless_metrics(tmp_path / "one"), timeless_metrics(tmp_path / "two"), strict=True):
+        near = {key: close(alone.pop(key), shared.pop(key)) for key in list(alone) if key.startswith("validation")}
+        assert shared == alone
+        assert all(near.values())
+
+
+def close(a: Any, b: Any) -> bool:
+    """Whether two numbers, or lists of them that lack the same, agree to the rounding of float32 sums."""
+    pairs = zip(a, b, strict=True) if isinstance(a, list) else [(a, b)]
+    return all(x == y or abs(x - y) <= 1e-4 * abs(x) for x, y in pairs)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_model_in_shares_is_trained_as_a_whole_one(tmp_path: Path, name: str) -> None:
+    """To rounding; and its checkpoint is that of one process, from which any number of ranks goes on."""
+    with one_thread():
+        trainer_for(tmp_path / "one", RUNS[name], accumulate=2).run()
+    on_ranks(2, train, tmp_path / "two", merge(RUNS[name], {"training": {"parallel": "fsdp"}}))
+    one, two = last_checkpoint(tmp_path / "one"), last_checkpoint(tmp_path / "two")
+    assert one.tensors.keys() == two.tensors.keys()
+    for key, value in one.tensors.items():
+        torch.testing.assert_close(two.tensors[key], value, rtol=1e-3, atol=1e-4, msg=lambda m, key=key: f"{key}: {m}")
