@@ -6,7 +6,7 @@ every rank, in the same order.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -107,6 +107,16 @@ class Ranks:
         with told_of_loss():
             dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return int(found)
+
+    def together(self, items: Iterable[T]) -> Iterator[T]:
+        """The items of this rank, of which every rank has as many; what fails as one makes an item ends all."""
+        rest = iter(items)
+        while True:
+            with self.agreed():
+                item = next(rest, None)
+            if item is None:
+                return
+            yield item
 
     @contextmanager
     def agreed(self) -> Iterator[None]:

@@ -69,7 +69,7 @@ class ClassifierTrainer(Trainer):
     def accuracy(self, times: list[float]) -> list[float]:
         """The share of held-out examples whose likeliest class is their own, at each time; the noise is fixed."""
         right, sde, count = torch.zeros(len(times)), self.model.sde, 0
-        for start, batch in self.held_out.batches():
+        for start, batch in self.ranks.together(self.held_out.batches()):
             assert batch.label is not None
             noise = SampleStream(self.seed, _ACCURACY, start=start, count=len(batch.x), device=self.device)
             count += len(batch.x)

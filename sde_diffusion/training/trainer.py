@@ -172,7 +172,7 @@ class Trainer:
             tqdm(total=config.steps, initial=self.step, unit="step", disable=hidden, dynamic_ncols=True) as bar,
             closing(Board(self.folder.path if main else None, self.step)) as board,
         ):
-            self._loop(batches, stop, bar, board)
+            self._loop(self.ranks.together(batches), stop, bar, board)
         return stop.signal
 
     def _loop(self, batches: Iterator[Batch], stop: StopRequest, bar: "tqdm[Any]", board: Board) -> None:
@@ -210,8 +210,7 @@ class Trainer:
         stop.signal = self.ranks.highest(stop.signal or 0) or None
         if stop.signal is not None:
             return None
-        with self.ranks.agreed():
-            return next(batches)
+        return next(batches)
 
     def _due(self, name: str) -> bool:
         """Whether log, validate, sample, snapshot or save is to be done now: every so often, and at the end."""

@@ -57,7 +57,7 @@ class HeldOut:
         first = firsts[self.ranks.rank]
         found: list[Tensor] = []
         with released(model):
-            for start, batch in self.batches(first, share):
+            for start, batch in self.ranks.together(self.batches(first, share)):
                 draws = SampleStream(
                     *(self.seed, _VALIDATION), start=start, count=len(batch.x), total=self.total, device=self.device
                 )

@@ -1,177 +1,139 @@
-"""`sample`, `likelihood`, `encode` and the like by several processes: byte for byte what one gives."""
+"""`train` by two processes: what they say and leave behind, and how they end together whatever happens to one."""
 
-import contextlib
-import json
+import errno
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from sde_diffusion import files
-from sde_diffusion.commands.growing import FAILED
-from tests.commands.running import Outcome, invoke
+from sde_diffusion.data import Batch, training_batches
+from sde_diffusion.errors import InputError
+from sde_diffusion.training import RunFolder, Trainer, trainer
+from tests.commands.running import TINY, Outcome, invoke
 from tests.ranks import free_port, on_ranks
+from tests.training.tiny import last_checkpoint, same_bits
 
-REPOSITORY = Path(__file__).parents[2]
-LOOSE = ("--rtol", 0.5, "--atol", 0.5)
-CHEAP = ("--set", "likelihood.ledger={chain_steps: [5], importance_draws: 2, draws: 3}")
-GRID = ("--solver", "dpmpp_2m", "--steps", 2, "--batch", 2)
-
-FAST: dict[str, tuple[Any, ...]] = {
-    "sample": ("--solver", "em", "--steps", 3, "--count", 5, "--batch", 2),
-    "likelihood": (*LOOSE, "--limit", 5, "--batch", 2, "--no-reference"),
-    "likelihood --tol": ("--tol", 2, *LOOSE, "--limit", 5, "--batch", 2),
-    "encode": (*GRID, "--limit", 5),
-}
-SLOW: dict[str, tuple[Any, ...]] = {
-    "sample --trajectory": ("--solver", "em", "--steps", 3, "--count", 7, "--batch", 2, "--trajectory"),
-    "sample, one batch": ("--count", 2, *LOOSE),
-    "likelihood --reference": (*LOOSE, "--limit", 3, "--batch", 1),
-    "likelihood, a smaller tolerance": ("--tol", 0.02, *LOOSE, "--limit", 6, "--batch", 4, "--max-solves", 24),
-    "likelihood --ledger": ("--ledger", *LOOSE, *CHEAP, "--limit", 3, "--batch", 2),
-    "encode": (*GRID, "--limit", 5),
-    "decode": GRID,
-    "interpolate": (*GRID, "--pair", 0, 1, "--frames", 3),
-}
+RUN = (*TINY, "--timeout", 20, "--set", "training.save_every=2", "--set", "training.sample_every=0")
+Change = Callable[[pytest.MonkeyPatch, int], None]
+Case = tuple[str, Change, tuple[object, ...]]  # folder, what goes wrong, more options
 
 
-def run_all(run: Path, out: Path, options: dict[str, tuple[Any, ...]], ports: list[int]) -> list[Outcome]:
-    """Each command; for each the processes meet anew."""
+def at_step(patch: pytest.MonkeyPatch, step: int, act: Callable[[Trainer], None]) -> None:
+    """Have `act` called before the training step that follows `step` others."""
+    inner = Trainer.train_step
+
+    def train_step(trainer: Trainer, batch: object) -> object:
+        if trainer.step == step:
+            act(trainer)
+        return inner(trainer, batch)  # type: ignore[arg-type]
+
+    patch.setattr(Trainer, "train_step", train_step)
+
+
+def nothing(patch: pytest.MonkeyPatch, rank: int) -> None:
+    """As it should be."""
+
+
+def terminated(patch: pytest.MonkeyPatch, rank: int) -> None:
+    if rank == 1:
+        at_step(patch, 2, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def not_finite(patch: pytest.MonkeyPatch, rank: int) -> None:
+    def spoil(trainer: Trainer) -> None:
+        inner = trainer.step_loss.terms
+
+        def terms(*rest: object) -> object:
+            found = inner(*rest)  # type: ignore[arg-type]
+            return found._replace(loss=found.loss * torch.nan, trained=found.trained * torch.nan)
+
+        trainer.step_loss.terms = terms  # type: ignore[method-assign,assignment]
+
+    if rank == 1:
+        at_step(patch, 3, spoil)
+
+
+def full_disk(patch: pytest.MonkeyPatch, rank: int) -> None:
+    def fill(trainer: Trainer) -> None:
+        def fsync(file: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(os, "fsync", fsync)
+
+    if rank == 0:
+        at_step(patch, 3, fill)
+
+
+def broken_data(patch: pytest.MonkeyPatch, rank: int) -> None:
+    def two(*rest: Any, **options: Any) -> Iterator[Batch]:
+        yield from islice(training_batches(*rest, **options), 2)
+        raise InputError("cannot read picture 7: it has shrunk")
+
+    if rank == 1:
+        patch.setattr(trainer, "training_batches", two)
+
+
+def killed(patch: pytest.MonkeyPatch, rank: int) -> None:
+    if rank == 1:
+        at_step(patch, 3, lambda _: os._exit(9))
+
+
+def scenarios(path: Path, cases: list[Case], ports: list[int]) -> list[Outcome]:
+    """What one rank says in each case, a run of its own."""
     outcomes = []
-    for (name, more), port in zip(options.items(), ports, strict=True):
+    for (name, change, more), port in zip(cases, ports, strict=True):
         os.environ["MASTER_PORT"] = str(port)
-        command = name.replace(",", "").split()[0]
-        if command == "decode":
-            more = (*more, "--latents", out / "encode" / "latents.npz")
-        outcomes.append(invoke(command, run, *more, "--out", out / name))
+        with pytest.MonkeyPatch.context() as patch:
+            change(patch, int(os.environ["RANK"]))
+            outcomes.append(invoke("train", *RUN, "--steps", 5, "--out", path / name, *more))
     return outcomes
 
 
-def same(one: Path, other: Path) -> None:
-    """Two folders with the same results, but for seconds and the folders' own names."""
-    found = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
-    assert found == sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
-    for file in found:
-        if file.suffix == ".json":
-            assert timeless(json.loads((one / file).read_text())) == timeless(json.loads((other / file).read_text()))
-        elif file.suffix == ".npz":
-            with np.load(one / file) as a, np.load(other / file) as b:
-                assert a.files == b.files
-                for name in set(a.files) - {"seconds_each"}:
-                    assert (a[name].dtype, a[name].tobytes()) == (b[name].dtype, b[name].tobytes()), (file, name)
-        else:
-            assert (one / file).read_bytes() == (other / file).read_bytes(), file
+def steps(path: Path) -> list[str]:
+    return [checkpoint.stem for checkpoint in RunFolder(path).checkpoints()]
 
 
-def timeless(facts: Any) -> Any:
-    if isinstance(facts, list):
-        return [timeless(fact) for fact in facts]
-    if isinstance(facts, dict):
-        return {key: timeless(value) for key, value in facts.items() if key not in ("seconds", "file")}
-    return facts
+def test_what_happens_to_one_rank_ends_all_once_and_loses_nothing(tmp_path: Path) -> None:
+    cases: list[Case] = [
+        ("whole", nothing, ()),
+        ("uneven", nothing, ("--set", "training.batch=15")),
+        ("thin", nothing, ("--set", "training.accumulate=9")),
+        ("terminated", terminated, ()),
+        ("terminated", nothing, ()),
+        ("not_finite", not_finite, ()),
+        ("broken_data", broken_data, ("--set", "training.validation_examples=7")),
+        ("full_disk", full_disk, ()),
+        ("full_disk", nothing, ("--set", "training.parallel=fsdp")),
+    ]
+    first, second = on_ranks(2, scenarios, tmp_path, cases, [free_port() for _ in cases])
+    assert [outcome.out + outcome.err for outcome in second] == [""] * len(cases), "rank 0 speaks for all"
+    assert [a.code for a in first] == [b.code for b in second] == [0, 2, 2, 143, 0, 1, 2, 2, 0]
+    whole, uneven, thin, stopped, resumed, bad, broken, full, sharded = first
+    assert "parameters on 2 ranks of cpu" in whole.out
+    assert "multiple of the number of ranks, 2, for each takes as many rows, got 15; take 14 or 16" in uneven.error
+    assert "`training.accumulate` must be ≤ 8, the rows of each of 2 ranks" in thin.error
+    assert not (tmp_path / "uneven").exists()
+    assert "stopped at step 3" in stopped.out
+    assert "from step 3 to 5" in resumed.out
+    assert same_bits(last_checkpoint(tmp_path / "terminated"), last_checkpoint(tmp_path / "whole"))
+    assert "stopped in step 4: the loss of 8 of 16 samples was not finite" in bad.err
+    assert steps(tmp_path / "not_finite") == ["step_00000002"]
+    assert "rank 1: cannot read picture 7: it has shrunk" in broken.err
+    assert "No space left on device; free space" in full.err
+    assert steps(tmp_path / "full_disk")[0] == "step_00000004", "resumed from step 2, of which 4 and 5 follow"
+    assert "from step 2 to 5" in sharded.out
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """As torchrun gives each process: sums in another order would not be the same bytes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@pytest.mark.parametrize("options", [FAST, pytest.param(SLOW, marks=pytest.mark.slow)], ids=["", "all"])
-def test_two_processes_give_what_one_gives(
-    tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, tuple[Any, ...]]
-) -> None:
-    ports = [free_port() for _ in options]
-    both = on_ranks(2, run_all, trained, tmp_path / "two", options, ports)
-    monkeypatch.setenv("MASTER_PORT", "")
-    with one_thread():
-        alone = run_all(trained, tmp_path / "one", options, ports)
-    for main, other, single in zip(*both, alone, strict=True):
-        assert [main.code, other.code, single.code] == [0, 0, 0], main.err + other.err
-        assert "on cpu, 2 processes" in main.out
-        assert main.out.count("\n") == single.out.count("\n")
-        assert other.out == other.err == "", "the others are silent"
-    same(tmp_path / "one", tmp_path / "two")
-
-
-def full_disk(run: Path, out: Path) -> Outcome:
-    """The second process cannot write; the first has more to do than its share if that is not told."""
-
-    def fail(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    with pytest.MonkeyPatch.context() as patch:
-        if os.environ["RANK"] == "1":
-            patch.setattr(files.os, "fsync", fail)
-        return invoke("sample", run, "--solver", "em", "--steps", 1, "--count", 6, "--batch", 1, "--out", out)
-
-
-def test_a_full_disk_on_one_process_ends_all_with_one_line(tmp_path: Path, trained: Path) -> None:
-    main, other = on_ranks(2, full_disk, trained, tmp_path / "out")
-    assert (main.code, other.code) == (2, 2)
-    assert main.error.startswith("error: rank 1: cannot write ")
-    assert "No space left on device; free space" in main.error
-    assert other.err == ""
-    left = {part.name for part in (tmp_path / "out" / "samples.partial").iterdir()}
-    assert left - {FAILED} <= {"000000000.npz", "000000002.npz", "000000004.npz"}, "what was done is kept"
-    invoke("sample", trained, "--solver", "em", "--steps", 1, "--count", 6, "--batch", 1, "--out", tmp_path / "out")
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"samples.npz", "samples.png", "sample.json"}
-
-
-def torchrun(processes: int, *arguments: object) -> "subprocess.Popen[str]":
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    place = ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), str(REPOSITORY / "cli.py")]
-    return subprocess.Popen(
-        [*launch, *place, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
-@pytest.mark.slow
-def test_a_killed_process_ends_the_others_and_any_number_goes_on(tmp_path: Path, trained: Path) -> None:
-    options = (trained, "--solver", "em", "--steps", 20, "--count", 60, "--batch", 1)
-    with one_thread():
-        assert invoke("sample", *options, "--out", tmp_path / "one").code == 0
-    first = torchrun(2, "sample", *options, "--out", tmp_path / "many")
-    parts = tmp_path / "many" / "samples.partial"
-    while not (parts.exists() and len(list(parts.glob("0*.npz"))) > 4):
-        time.sleep(0.01)
-        assert first.poll() is None
-    _, victim = map(int, Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split())
-    os.kill(victim, signal.SIGKILL)
-    first.communicate(timeout=60)
-    assert first.returncode != 0
-    done = len(list(parts.glob("0*.npz")))
-    assert 4 < done < 60
-    again = torchrun(3, "sample", *options, "--out", tmp_path / "many")
-    out, err = again.communicate(timeout=120)
-    assert again.returncode == 0, err
-    assert out.count("60 samples, 21 score evaluations each") == 1
-    same(tmp_path / "one", tmp_path / "many")
-
-
-@pytest.mark.slow
-def test_what_is_wrong_for_all_is_said_by_the_first(tmp_path: Path, trained: Path) -> None:
-    process = torchrun(2, "sample", trained, "--label", 3, "--out", tmp_path)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode != 0
-    told = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1
-    assert told[0].startswith("error: ")
-    assert "the network has no classes" in told[0]
+def test_a_dead_rank_ends_the_others_at_once_with_a_clear_message(tmp_path: Path) -> None:
+    first, second = on_ranks(2, scenarios, tmp_path, [("killed", killed, ())], [free_port()])
+    assert second is None
+    (outcome,) = first
+    assert outcome.code == 1
+    assert "rank 0 lost the others: one of them died, or did not answer in time" in outcome.err
+    assert "the same command goes on from there" in outcome.err
+    assert steps(tmp_path / "killed") == ["step_00000002"]
