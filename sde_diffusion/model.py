@@ -9,16 +9,18 @@ with α = a(t), σ = std(t) and σ_d the standard deviation of the data.
 References: Karras et al. 2022, arXiv:2206.00364, section 5; Salimans & Ho 2022, arXiv:2202.00512, section 4, for `v`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sde_diffusion.errors import InputError, require, require_positive
 from sde_diffusion.registry import lookup
-from sde_diffusion.score import ScoreFn
-from sde_diffusion.sde import SDE
+from sde_diffusion.score import ScoreFn, on_device
+from sde_diffusion.sde import SDE, AtTime
 from sde_diffusion.tensors import expand
 
 Prediction = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
@@ -85,6 +87,15 @@ NOISE_CONDITIONINGS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
     "step": step_index,
     "std": standard_deviation,
 }
+
+
+class _Coefficients(NamedTuple):
+    """s = of_x x + of_net F(c_in x, c_noise), with numbers or what broadcasts against states, and c_noise (B,)."""
+
+    c_in: Tensor | float
+    c_noise: Tensor
+    of_x: Tensor | float
+    of_net: Tensor | float
 
 
 class ScoreModel(nn.Module):
@@ -154,17 +165,39 @@ class ScoreModel(nn.Module):
             )
         return score, 0.5 * (second + 1)
 
+    def ahead(self, times: Tensor, x: Tensor, label: Tensor | None = None) -> Sequence[Callable[[Tensor], Tensor]]:
+        """See `score.Foresees`: at each of `times` (n,) only the network is left, and two operations around it."""
+        c_in, c_noise, of_x, of_net = self._coefficients(times)
+        known = map(_Coefficients, c_in.tolist(), on_device(c_noise, x), of_x.tolist(), of_net.tolist())
+        return [partial(self._known_score, coefficients, label) for coefficients in known]
+
+    def _known_score(self, coefficients: _Coefficients, label: Tensor | None, x: Tensor) -> Tensor:
+        return self._evaluate(coefficients, x, label)[0]
+
     def _estimate(self, x: Tensor, t: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The score and the raw second head, if there is one, each (B, *D)."""
-        a, std = self.sde.mean_coef(t), self.sde.std(t)
+        c_in, c_noise, of_x, of_net = self._coefficients(t)
+        c_noise = c_noise.to(x).expand(x.shape[0])
+        return self._evaluate(_Coefficients(expand(c_in, x), c_noise, expand(of_x, x), expand(of_net, x)), x, label)
+
+    def _coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`_Coefficients` at `t`, of its shape and precision."""
+        known = AtTime(self.sde, t)
+        a, std = known.mean_coef(t), known.std(t)
         c_in = 1 / torch.hypot(a * self.sigma_data, std) if self.scale_input else torch.ones_like(a)
         c_skip, c_out = self.predict(a, std, self.sigma_data)
-        c_noise = self.c_noise(self.sde, t).to(x).expand(x.shape[0])
-        estimate: Tensor = self.net(expand(c_in, x) * x, c_noise, label).to(x.dtype)
+        return c_in, self.c_noise(known, t), -c_skip / std, -c_out / std
+
+    def _evaluate(self, at: _Coefficients, x: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The score and the raw second head, with coefficients that broadcast against `x` (B, *D)."""
+        estimate: Tensor = self.net(at.c_in * x, at.c_noise, label).to(x.dtype)
         second = None
         if self.learned_variance:
             estimate, second = estimate.chunk(2, 1)
-        return -expand(c_skip / std, x) * x - expand(c_out / std, x) * estimate, second
+        if isinstance(at.of_x, float):
+            score = at.of_net * estimate
+            return (score.add_(x, alpha=at.of_x) if at.of_x else score), second
+        return at.of_x * x + at.of_net * estimate, second
 
     def bind(self, label: Tensor | int | None) -> ScoreFn:
         """The score function of one label for all samples, of one label each, (B,), or of none (None or −1).
@@ -200,6 +233,10 @@ class _Labelled:
     def score_and_fraction(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """See `ScoreModel.score_and_fraction`."""
         return self.model.score_and_fraction(x, t, self.labels.to(x.device).expand(len(x)))
+
+    def ahead(self, times: Tensor, x: Tensor) -> Sequence[Callable[[Tensor], Tensor]]:
+        """See `score.Foresees`."""
+        return self.model.ahead(times, x, self.labels.to(x.device).expand(len(x)))
 
     def select(self, rows: Tensor) -> "_Labelled":
         """The same for the samples `rows` (n,) of the batch."""

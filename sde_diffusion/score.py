@@ -6,7 +6,9 @@ bound before. With x_t = a x_0 + σ ε, Tweedie's formula gives the posterior me
 Reference: Song et al. 2021, arXiv:2011.13456, eqs. 6 and 13; Huang et al. 2021, arXiv:2106.02808, for η.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -53,19 +55,77 @@ def knows_variance(score_fn: ScoreFn) -> bool:
     return bool(getattr(score_fn, "learned_variance", isinstance(score_fn, KnowsVariance)))
 
 
+@runtime_checkable
+class Foresees(Protocol):
+    """A score function that can compute beforehand what depends on the time alone."""
+
+    def ahead(self, times: Tensor, x: Tensor) -> Sequence[Callable[[Tensor], Tensor]]:
+        """For each of `times`, (n,) float64 on the CPU, x -> its score there, for batches like `x` (B, *D)."""
+
+
+def ahead(score_fn: ScoreFn, times: Tensor, x: Tensor) -> Sequence[Callable[[Tensor], Tensor]]:
+    """For each of `times`, (n,) float64 on the CPU, x -> score there, for batches like `x` (B, *D).
+
+    What depends on the time alone is computed here, for all of them at once, if `score_fn` can; the times go to the
+    device of `x` in one transfer, so that the evaluations wait for nothing.
+    """
+    given: object = score_fn  # as what it may be besides a function
+    if isinstance(given, Foresees):
+        return given.ahead(times, x)
+    return [partial(_at, score_fn, t) for t in on_device(times, x)]
+
+
+def on_device(times: Tensor, x: Tensor) -> Sequence[Tensor]:
+    """Each of `times` (n,) as score functions take it for the batch `x`, (B,); one transfer for all."""
+    return times.to(x)[:, None].expand(-1, len(x)).unbind()
+
+
+def _at(score_fn: ScoreFn, t: Tensor, x: Tensor) -> Tensor:
+    return score_fn(x, t)
+
+
+@dataclass(frozen=True, eq=False)
+class Marginal:
+    """x_t | x_0 ~ N(a x_0, σ² I) at a time, or at one time for each sample, and what a score says there.
+
+    Attributes:
+        mean_coef, std: a and σ: numbers, or what broadcasts against states (B, *D).
+    """
+
+    mean_coef: Tensor | float
+    std: Tensor | float
+
+    @classmethod
+    def of(cls, sde: SDE, t: Tensor, x: Tensor) -> "Marginal":
+        """That of `sde` at `t`, () or (B,), for states like `x`."""
+        return cls(expand(sde.mean_coef(t), x), expand(sde.std(t), x))
+
+    def eps(self, score: Tensor) -> Tensor:
+        """E[ε | x_t] = −σ s, (B, *D)."""
+        return -self.std * score
+
+    def x0(self, score: Tensor, x: Tensor) -> Tensor:
+        """E[x_0 | x_t] = (x + σ² s) / a, (B, *D)."""
+        return (x + self.std**2 * score) / self.mean_coef
+
+    def score(self, x0: Tensor, x: Tensor) -> Tensor:
+        """s = (a E[x_0 | x_t] − x) / σ², the inverse of `x0`, (B, *D)."""
+        return (self.mean_coef * x0 - x) / self.std**2
+
+
 def eps_from_score(sde: SDE, score: Tensor, t: Tensor) -> Tensor:
-    """E[ε | x_t] = −σ s, (B, *D)."""
-    return -expand(sde.std(t), score) * score
+    """E[ε | x_t], (B, *D); see `Marginal.eps`."""
+    return Marginal.of(sde, t, score).eps(score)
 
 
 def x0_from_score(sde: SDE, score: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    """E[x_0 | x_t] = (x + σ² s) / a, (B, *D)."""
-    return (x + expand(sde.std(t) ** 2, x) * score) / expand(sde.mean_coef(t), x)
+    """E[x_0 | x_t], (B, *D); see `Marginal.x0`."""
+    return Marginal.of(sde, t, x).x0(score, x)
 
 
 def score_from_x0(sde: SDE, x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    """s = (a E[x_0 | x_t] − x) / σ², the inverse of `x0_from_score`, (B, *D)."""
-    return (expand(sde.mean_coef(t), x) * x0 - x) / expand(sde.std(t) ** 2, x)
+    """The score whose E[x_0 | x_t] is `x0`, (B, *D); see `Marginal.score`."""
+    return Marginal.of(sde, t, x).score(x0, x)
 
 
 def reverse_drift(sde: SDE, score: Tensor, x: Tensor, t: Tensor, eta: float) -> Tensor:

@@ -1,23 +1,27 @@
 """Shapes: coefficients of time against states of any event shape `(B, *D)`, and functions that know their batch."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, overload, runtime_checkable
 
 from torch import Tensor
 
 
-def expand(coef: Tensor, x: Tensor) -> Tensor:
+@overload
+def expand(coef: float, x: Tensor) -> float: ...
+@overload
+def expand(coef: Tensor, x: Tensor) -> Tensor: ...
+def expand(coef: Tensor | float, x: Tensor) -> Tensor | float:
     """View a coefficient of time so that it broadcasts against `x`, without changing the dtype of `x`.
 
     Args:
-        coef: () or (B,). A 0-dim tensor passes through: it may live on the CPU in float64 and neither upcasts a
-            float32 `x` nor forces a synchronisation.
+        coef: (), (B,) or a number. A 0-dim tensor passes through, as a number does: it may live on the CPU in float64
+            and neither upcasts a float32 `x` nor forces a synchronisation.
         x: (B, *D).
 
     Returns:
         () as given, or (B, 1, …, 1) in the dtype and on the device of `x`.
     """
-    if coef.ndim == 0:
+    if isinstance(coef, float) or coef.ndim == 0:
         return coef
     return coef.to(x).reshape(-1, *(1,) * (x.ndim - 1))
 

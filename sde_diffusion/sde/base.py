@@ -10,6 +10,7 @@ Reference: Song et al. 2021, "Score-Based Generative Modeling through SDEs", arX
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -96,3 +97,41 @@ class SDE(ABC):
         return -0.5 * flat_sum((z / self.prior_std) ** 2) - dims * (
             math.log(self.prior_std) + 0.5 * math.log(2 * math.pi)
         )
+
+
+@dataclass(frozen=True, eq=False)
+class AtTime(SDE):
+    """A process at the one `t`, () or (B,), that it is asked about: log a and std are computed once for all askers."""
+
+    sde: SDE
+    t: Tensor
+
+    def log_mean_coef(self, t: Tensor) -> Tensor:
+        assert t is self.t
+        return self._log_mean_coef
+
+    def std(self, t: Tensor) -> Tensor:
+        assert t is self.t
+        return self._std
+
+    def drift_coef(self, t: Tensor) -> Tensor:
+        return self.sde.drift_coef(t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return self.sde.diffusion(t)
+
+    @property
+    def prior_std(self) -> float:
+        return self.sde.prior_std
+
+    @property
+    def levels(self) -> int | None:
+        return self.sde.levels
+
+    @cached_property
+    def _log_mean_coef(self) -> Tensor:
+        return self.sde.log_mean_coef(self.t)
+
+    @cached_property
+    def _std(self) -> Tensor:
+        return self.sde.std(self.t)

@@ -1,12 +1,26 @@
 """Ancestral sampling: DDPM's discretisation as the exact Gaussian bridge of any linear SDE."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.chain import Variance
-from sde_diffusion.solvers.base import GridSolver, ReverseProcess
+from sde_diffusion.sde import SDE
+from sde_diffusion.solvers.base import GridSolver, ReverseProcess, columns
+
+
+class Row(NamedTuple):
+    """x ← (x + added s)/ρ + spread z; a learned variance narrows it by e^{(1 − w) narrowing}."""
+
+    t: Tensor
+    t_next: Tensor
+    rho: float
+    added: float
+    spread: float
+    narrowing: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,30 +50,24 @@ class Ancestral(GridSolver):
 
     variance: Variance = "small"
 
-    def step(self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: None) -> tuple[Tensor, None]:
-        """x ← (x + v s_θ)/ρ + √variance z,  variance = v (σ_s/σ_t)^{2(1 − w)},  w = 0 (small), 1 (large) or learned.
+    def plan(self, sde: SDE, times: Tensor) -> Sequence[Row]:
+        """x ← (x + v s_θ)/ρ + √variance z,  variance = v (σ_s/σ_t)^{2(1 − w)},  w = 0 (small), 1 (large) or learned."""
+        log_rho, std = -sde.log_mean_coef(times).diff(), sde.std(times)
+        ratio = std[1:] / std[:-1]
+        # v = σ_t² (1 − ρ² σ_s²/σ_t²) by expm1: in a short step the two terms are nearly equal
+        added = -(std[:-1] ** 2) * torch.expm1(2 * (log_rho + ratio.log()))
+        spread = added.sqrt() * ratio if self.variance == "small" else added.sqrt()
+        return [Row(*row) for row in columns(times, log_rho.exp(), added, spread, ratio.log())]
 
-        Args:
-            x: State at `t`, (B, *D).
-            t, t_next: Times, () float64, `t_next < t`.
-            state: None; the method has no memory.
-
-        Returns:
-            State at `t_next`, (B, *D), and None.
+    def update(self, process: ReverseProcess, x: Tensor, now: Row, state: None) -> tuple[Tensor, None]:
+        """See `plan`. The method has no memory.
 
         Raises:
             InputError: The variance is `learned`, and the score function does not know it.
         """
-        sde = process.sde
-        log_rho = sde.log_mean_coef(t) - sde.log_mean_coef(t_next)
-        std = sde.std(t)
-        ratio = sde.std(t_next) / std
-        # v = σ_t² (1 − ρ² σ_s²/σ_t²) by expm1: in a short step the two terms are nearly equal
-        added = -(std**2) * torch.expm1(2 * (log_rho + ratio.log()))
         if self.variance == "learned":
-            score, fraction = process.score_and_fraction(x, t)
-            spread = added.sqrt() * torch.exp((1 - fraction) * ratio.log())
+            score, fraction = process.score_and_fraction(x, now.t)
+            noise = torch.exp((1 - fraction) * now.narrowing) * process.noise(x, now.t, now.t_next)
         else:
-            score, spread = process.score(x, t), added.sqrt() if self.variance == "large" else added.sqrt() * ratio
-        mean = (x + added * score) / log_rho.exp()
-        return mean + spread * process.noise(x, t, t_next), None
+            score, noise = process.score(x, now.t), process.noise(x, now.t, now.t_next)
+        return torch.add(x, score, alpha=now.added).div_(now.rho).add_(noise, alpha=now.spread), None

@@ -1,16 +1,27 @@
 """Correctors: Langevin steps at a fixed time, which move samples towards p_t. A row of `CORRECTORS` each."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.errors import require_positive
 from sde_diffusion.sde import SDE
-from sde_diffusion.solvers.base import ReverseProcess
+from sde_diffusion.solvers.base import ReverseProcess, columns
 from sde_diffusion.tensors import expand, flat_sum
+
+
+class Level(NamedTuple):
+    """A time, the next one, ρ = a_t/a_s between them, σ_t, and √(a_t² + σ_t²), the spread of data of unit variance."""
+
+    t: Tensor
+    t_next: Tensor
+    rho: float
+    std: float
+    widest: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +45,26 @@ class Corrector(ABC):
         require_positive(snr=self.snr, repeats=self.repeats)
 
     @abstractmethod
-    def spread(self, sde: SDE, t: Tensor, score: Tensor, z: Tensor) -> Tensor:
-        """An estimate of the standard deviation of p_t, () or (B,)."""
+    def spread(self, level: Level, score: Tensor, z: Tensor) -> Tensor | float:
+        """An estimate of the standard deviation of p_t, a number or (B,)."""
+
+    def plan(self, sde: SDE, times: Tensor) -> Sequence[Level]:
+        """The levels at the start of each step along `times` (n + 1,), float64 on the CPU."""
+        a, std = sde.mean_coef(times), sde.std(times[:-1])
+        rho = (-sde.log_mean_coef(times).diff()).exp()
+        return [Level(*row) for row in columns(times, rho, std, torch.hypot(a[:-1], std))]
+
+    def update(self, process: ReverseProcess, x: Tensor, now: Level) -> Tensor:
+        """The state (B, *D) after `repeats` Langevin steps at `now.t`; the step to `now.t_next` follows."""
+        for _ in range(self.repeats):
+            score, z = process.score(x, now.t), process.noise(x, now.t, now.t)
+            h = expand(2 * (now.rho * self.snr * self.spread(now, score, z)) ** 2, x)
+            x = x + h * score + (2 * h) ** 0.5 * z
+        return x
 
     def correct(self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
-        """The state (B, *D) after `repeats` Langevin steps at `t`; the step to `t_next` follows."""
-        rho = torch.exp(process.sde.log_mean_coef(t) - process.sde.log_mean_coef(t_next))
-        for _ in range(self.repeats):
-            score, z = process.score(x, t), process.noise(x, t, t)
-            h = expand(2 * (rho * self.snr * self.spread(process.sde, t, score, z)) ** 2, x)
-            x = x + h * score + (2 * h).sqrt() * z
-        return x
+        """`update` at one level by itself; t and t_next, () float64 on the CPU."""
+        return self.update(process, x, self.plan(process.sde, torch.stack([t, t_next]))[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +86,11 @@ class Langevin(Corrector):
 
     norm: Literal["sample", "batch"] = "sample"
 
-    def spread(self, sde: SDE, t: Tensor, score: Tensor, z: Tensor) -> Tensor:
+    def spread(self, level: Level, score: Tensor, z: Tensor) -> Tensor:
         length, pull = flat_sum(z**2).sqrt(), flat_sum(score**2).sqrt()
         if self.norm == "batch":
             return (length.mean() / pull.mean()).expand(len(z))
-        return (length / pull).clamp(max=float(torch.hypot(sde.mean_coef(t), sde.std(t))))
+        return (length / pull).clamp(max=level.widest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +102,8 @@ class AnnealedLangevin(Corrector):
     Reference: Song & Ermon 2019, arXiv:1907.05600, Algorithm 1.
     """
 
-    def spread(self, sde: SDE, t: Tensor, score: Tensor, z: Tensor) -> Tensor:
-        return sde.std(t)
+    def spread(self, level: Level, score: Tensor, z: Tensor) -> float:
+        return level.std
 
 
 CORRECTORS: dict[str, type[Corrector]] = {"langevin": Langevin, "ald": AnnealedLangevin}

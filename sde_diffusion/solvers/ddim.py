@@ -1,12 +1,25 @@
 """DDIM: from the exact probability flow of one predicted clean sample to ancestral sampling, by η."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.errors import require
-from sde_diffusion.solvers.base import GridSolver, ReverseProcess
+from sde_diffusion.sde import SDE
+from sde_diffusion.solvers.base import GridSolver, ReverseProcess, columns
+
+
+class Row(NamedTuple):
+    """x ← kept x + gain x̂0 + spread z."""
+
+    t: Tensor
+    t_next: Tensor
+    kept: float
+    gain: float
+    spread: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,27 +50,23 @@ class DDIM(GridSolver):
     def stochastic(self) -> bool:
         return self.eta > 0
 
-    def step(self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: None) -> tuple[Tensor, None]:
+    def plan(self, sde: SDE, times: Tensor) -> Sequence[Row]:
         """x ← a_n x̂0 + √(σ_n² − ς²) ε̂ + ς z,  ς = η σ_n √(1 − e^{−2h}),  h = λ_n − λ,
 
         written without ε̂: with the kept share c = √(1 − η² (1 − e^{−2h})),
 
-            x ← c (σ_n/σ) x + a_n (1 − c e^{−h}) x̂0 + ς z.
-
-        Args:
-            x: State at `t`, (B, *D).
-            t, t_next: Times, () float64; `t_next < t` unless η = 0.
-            state: None; the method has no memory.
-
-        Returns:
-            State at `t_next`, (B, *D), and None.
+            x ← c (σ_n/σ) x + a_n (1 − c e^{−h}) x̂0 + ς z;  `t_next < t` unless η = 0.
         """
-        sde = process.sde
-        h = sde.half_log_snr(t_next) - sde.half_log_snr(t)
+        h, std = sde.half_log_snr(times).diff(), sde.std(times)
         renewed = -torch.expm1(-2 * h) if self.stochastic else torch.zeros_like(h)
         kept = torch.sqrt(1 - self.eta**2 * renewed)
-        gain = -sde.mean_coef(t_next) * torch.expm1(kept.log() - h)
-        x_next = kept * sde.std(t_next) / sde.std(t) * x + gain * process.x0(x, t)
+        gain = -sde.mean_coef(times[1:]) * torch.expm1(kept.log() - h)
+        spread = self.eta * std[1:] * renewed.sqrt()
+        return [Row(*row) for row in columns(times, kept * std[1:] / std[:-1], gain, spread)]
+
+    def update(self, process: ReverseProcess, x: Tensor, now: Row, state: None) -> tuple[Tensor, None]:
+        """See `plan`. The method has no memory."""
+        x_next = torch.add(now.kept * x, process.x0(x, now.t), alpha=now.gain)
         if not self.stochastic:
             return x_next, None
-        return x_next + self.eta * sde.std(t_next) * renewed.sqrt() * process.noise(x, t, t_next), None
+        return x_next.add_(process.noise(x, now.t, now.t_next), alpha=now.spread), None

@@ -1,15 +1,15 @@
 """DEIS: exponential Adams–Bashforth on ε̂."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from sde_diffusion.errors import require, require_one_of
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers.base import ReverseProcess
-from sde_diffusion.solvers.exponential import History, Last, Multistep, follow, weights
+from sde_diffusion.solvers.exponential import Multistep, Row, flows, rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,35 +45,17 @@ class DEIS(Multistep):
         lowered = self.rule == "published" or self.lower_final == "always"
         return min(self.points, 2) if lowered else self.points
 
-    def step(
-        self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: Last | None
-    ) -> tuple[Tensor, Last]:
+    def predict(self, process: ReverseProcess, x: Tensor, t: Tensor) -> Tensor:
+        """ε̂."""
+        return process.eps(x, t)
+
+    def plan(self, sde: SDE, times: Tensor) -> Sequence[Row]:
         """x ← (a_n/a) x + a_n Σ_j w_j ε̂_j,  w_j = ∫ ℓ_j d(σ/a) from t to t_n,
 
-        with ℓ_j the Lagrange polynomials, in λ, of the points at which ε̂ is known.
-
-        Args:
-            x: State at `t`, (B, *D).
-            t, t_next: Times, () float64.
-            state: Of the last step, or None at the start.
-
-        Returns:
-            State at `t_next`, (B, *D), and the new history.
+        with ℓ_j the Lagrange polynomials, in λ, of the points at which ε̂ is known: `flows` with a and σ exchanged.
         """
-        sde = process.sde
-        here = (sde.half_log_snr(t), process.eps(x, t))
-        history = (here, *state.history[: self.points - 1]) if state else (here,)
-        if state and len(history) == 2 < self.points and self.rule == "exact":
-            x = _advance(sde, state.x, state.t, t, history)
-        used = history[: self.allowed(self.points, state)]
-        return _advance(sde, x, t, t_next, used), follow(state, x, t, history, len(used))
-
-
-def _advance(sde: SDE, x: Tensor, t: Tensor, t_next: Tensor, history: History) -> Tensor:
-    """The flow under the polynomial through `history`: `advance` with a and σ exchanged, so h and −h."""
-    start = sde.half_log_snr(t)
-    h = sde.half_log_snr(t_next) - start
-    nodes = torch.stack([(half_log_snr - start) / h for half_log_snr, _ in history])
-    terms = [w * eps for w, (_, eps) in zip(weights(nodes, -h), history, strict=True)]
-    ratio = torch.exp(sde.log_mean_coef(t_next) - sde.log_mean_coef(t))
-    return ratio * x + sde.std(t_next) * torch.stack(terms).sum(0)
+        half_log_snr, kept, gain = sde.half_log_snr(times), sde.log_mean_coef(times).diff().exp(), sde.std(times)[1:]
+        taken = flows(half_log_snr, kept, gain, self.used(self.points, len(gain)), sign=-1)
+        if self.points < 3 or self.rule != "exact" or len(taken) == 1:
+            return rows(times, taken)
+        return rows(times, taken, flows(half_log_snr[:2], kept[:1], gain[:1], [2], implicit=True, sign=-1))

@@ -1,13 +1,14 @@
 """DPM-Solver++(3M): third order for one score evaluation per step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
 from sde_diffusion.errors import require_one_of
-from sde_diffusion.solvers.base import ReverseProcess
-from sde_diffusion.solvers.exponential import Last, Multistep, advance, exact_slope, follow, midpoint_slope
+from sde_diffusion.sde import SDE
+from sde_diffusion.solvers.exponential import Multistep, Row, exact_slope, flows, midpoint_slope, rows
 
 RULES = {"exact": (exact_slope, 1.0), "midpoint": (midpoint_slope, 0.5), "heun": (exact_slope, 0.5)}
 
@@ -40,27 +41,15 @@ class DPMpp3M(Multistep):
     def order(self) -> int:
         return 3 if self.rule == "exact" and self.lower_final != "always" else 2
 
-    def step(
-        self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: Last | None
-    ) -> tuple[Tensor, Last]:
+    def plan(self, sde: SDE, times: Tensor) -> Sequence[Row]:
         """x ← (σ_n/σ) x + a_n (m_0 x̂0 + m_1 D₁ + m_2 D₂),  m_k = ∫₀¹ h e^{(s−1)h} s^k ds,
 
         where x̂0 + D₁ s + D₂ s² is the parabola, in s = (λ' − λ)/h, through this and the last two predictions.
-
-        Args:
-            x: State at `t`, (B, *D).
-            t, t_next: Times, () float64.
-            state: Of the last step, or None at the start.
-
-        Returns:
-            State at `t_next`, (B, *D), and the new history.
         """
-        sde = process.sde
-        here = (sde.half_log_snr(t), process.x0(x, t))
-        history = (here, *state.history[:2]) if state else (here,)
-        if state and len(history) == 2 and self.rule == "exact":
-            x = advance(sde, state.x, state.t, t, history)
-        used = history[: self.allowed(3, state)]
-        slope, curvature = RULES[self.rule]
-        x_next = advance(sde, x, t, t_next, used, slope=slope, curvature=curvature)
-        return x_next, follow(state, x, t, history, len(used))
+        half_log_snr, std, gain = sde.half_log_snr(times), sde.std(times), sde.mean_coef(times)[1:]
+        kept, (slope, curvature) = std[1:] / std[:-1], RULES[self.rule]
+        used = self.used(3, len(gain))
+        taken = flows(half_log_snr, kept, gain, used, slope=slope, curvature=curvature)
+        if self.rule != "exact" or len(taken) == 1:
+            return rows(times, taken)
+        return rows(times, taken, flows(half_log_snr[:2], kept[:1], gain[:1], [2], implicit=True))

@@ -1,13 +1,14 @@
 """SDE-DPM-Solver++(2M): the multistep method on the reverse SDE."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.errors import require_positive
-from sde_diffusion.solvers.base import ReverseProcess
-from sde_diffusion.solvers.exponential import Last, Multistep, follow
+from sde_diffusion.sde import SDE
+from sde_diffusion.solvers.exponential import Flow, Multistep, Row, rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,30 +33,17 @@ class DPMppSDE2M(Multistep):
         super().__post_init__()
         require_positive(eta=self.eta)
 
-    def step(
-        self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: Last | None
-    ) -> tuple[Tensor, Last]:
+    def plan(self, sde: SDE, times: Tensor) -> Sequence[Row]:
         """With h = λ_n − λ and D = x̂0 + (h / 2h_prev) (x̂0 − x̂0_prev), which is x̂0 in the first step,
 
-            x ← (σ_n/σ) e^{−η²h} x + a_n (1 − e^{−(1+η²)h}) D + σ_n √(1 − e^{−2η²h}) z.
-
-        Args:
-            x: State at `t`, (B, *D).
-            t, t_next: Times, () float64, `t_next < t`.
-            state: Of the last step, or None at the start.
-
-        Returns:
-            State at `t_next`, (B, *D), and the new history.
+        x ← (σ_n/σ) e^{−η²h} x + a_n (1 − e^{−(1+η²)h}) D + σ_n √(1 − e^{−2η²h}) z;  `t_next < t`.
         """
-        sde = process.sde
-        start, x0 = sde.half_log_snr(t), process.x0(x, t)
-        h, faded = sde.half_log_snr(t_next) - start, self.eta**2
-        middle = x0
-        if state and self.allowed(2, state) == 2:
-            ((before, x0_before),) = state.history
-            middle = x0 + 0.5 * h / (start - before) * (x0 - x0_before)
-        kept = sde.std(t_next) / sde.std(t) * torch.exp(-faded * h)
-        mean = kept * x - sde.mean_coef(t_next) * torch.expm1(-(1 + faded) * h) * middle
-        spread = sde.std(t_next) * torch.sqrt(-torch.expm1(-2 * faded * h))
-        x_next = mean + spread * process.noise(x, t, t_next)
-        return x_next, follow(state, x, t, ((start, x0),))
+        std, h, faded = sde.std(times), sde.half_log_snr(times).diff(), self.eta**2
+        kept = std[1:] / std[:-1] * torch.exp(-faded * h)
+        gain = -sde.mean_coef(times[1:]) * torch.expm1(-(1 + faded) * h)
+        share = torch.cat([torch.zeros_like(h[:1]), 0.5 * h[1:] / h[:-1]])  # of x̂0 − x̂0_prev in D
+        share = torch.where(torch.tensor(self.used(2, len(h))) == 2, share, 0.0)
+        values = torch.stack([gain * (1 + share), -gain * share], 1)
+        spread = std[1:] * torch.sqrt(-torch.expm1(-2 * faded * h))
+        taken = [Flow(own, tuple(row)) for own, row in zip(kept.tolist(), values.tolist(), strict=True)]
+        return rows(times, taken, spread=spread)

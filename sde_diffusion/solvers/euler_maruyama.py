@@ -1,11 +1,25 @@
 """Euler–Maruyama on the reverse SDE, and Euler on its probability flow."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sde_diffusion.errors import require
-from sde_diffusion.solvers.base import GridSolver, ReverseProcess
+from sde_diffusion.sde import SDE
+from sde_diffusion.solvers.base import GridSolver, ReverseProcess, columns
+
+
+class Row(NamedTuple):
+    """x ← kept x + pull s + spread z."""
+
+    t: Tensor
+    t_next: Tensor
+    kept: float
+    pull: float
+    spread: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +46,17 @@ class EulerMaruyama(GridSolver):
     def stochastic(self) -> bool:
         return self.eta > 0
 
-    def step(self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: None) -> tuple[Tensor, None]:
-        """x ← x + [f x − ½(1 + η²) g² s] h + η g √|h| z,  h = t_next − t.
+    def plan(self, sde: SDE, times: Tensor) -> Sequence[Row]:
+        """x ← x + [f x − ½(1 + η²) g² s] h + η g √|h| z,  h = t_next − t."""
+        t, h = times[:-1], times.diff()
+        f, g = sde.drift_coef(t), sde.diffusion(t)
+        pull = -0.5 * (1 + self.eta**2) * g**2 * h
+        spread = self.eta * g * h.abs().sqrt()
+        return [Row(*row) for row in columns(times, 1 + f * h, pull, spread)]
 
-        Args:
-            x: State at `t`, (B, *D).
-            t, t_next: Times, () float64.
-            state: None; the method has no memory.
-
-        Returns:
-            State at `t_next`, (B, *D), and None.
-        """
-        h = t_next - t
-        x_next = x + h * process.drift(x, t, self.eta)
+    def update(self, process: ReverseProcess, x: Tensor, now: Row, state: None) -> tuple[Tensor, None]:
+        """See `plan`. The method has no memory."""
+        x_next = torch.add(now.kept * x, process.score(x, now.t), alpha=now.pull)
         if not self.stochastic:
             return x_next, None
-        spread = self.eta * process.sde.diffusion(t) * h.abs().sqrt()
-        return x_next + spread * process.noise(x, t, t_next), None
+        return x_next.add_(process.noise(x, now.t, now.t_next), alpha=now.spread), None

@@ -10,7 +10,7 @@ Reference: Lu et al. 2022, arXiv:2211.01095, eq. 9; Hochbruck & Ostermann 2010, 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -19,34 +19,41 @@ from torch import Tensor
 
 from sde_diffusion.errors import require_one_of
 from sde_diffusion.grids import LogSNRGrid, TimeGrid
-from sde_diffusion.sde import SDE
-from sde_diffusion.solvers.base import GridSolver
-
-History = tuple[tuple[Tensor, Tensor], ...]
-"""Known pairs of λ, (), and x̂0 (or ε̂), (B, *D); at most four, the newest first."""
+from sde_diffusion.solvers.base import GridSolver, ReverseProcess, columns
 
 
-class Last(NamedTuple):
-    """What the last step knew.
+class Flow(NamedTuple):
+    """x ← kept x + Σ_j weights_j D_j, with the newest predictions D (x̂0 or ε̂) first."""
 
-    Attributes:
-        x, t: Its start, as corrected.
-        history: The predictions up to there.
-        used: How many of them it took.
-        taken: Steps up to its end.
-    """
+    kept: float
+    weights: tuple[float, ...]
+
+    def __call__(self, x: Tensor, predictions: Sequence[Tensor]) -> Tensor:
+        """The state at the end, (B, *D)."""
+        x = self.kept * x
+        for weight, prediction in zip(self.weights, predictions, strict=False):
+            x.add_(prediction, alpha=weight)
+        return x
+
+
+class Row(NamedTuple):
+    """The last step taken `anew`, if at all, now that the prediction at its end is known; then the step, then noise."""
+
+    t: Tensor
+    t_next: Tensor
+    anew: Flow | None
+    flow: Flow
+    spread: float
+
+
+class Memory(NamedTuple):
+    """What the last step leaves: where it began, as corrected, (B, *D), and the predictions, the newest first."""
 
     x: Tensor
-    t: Tensor
-    history: History
-    used: int
-    taken: int
+    predictions: tuple[Tensor, ...]
 
 
-def follow(state: Last | None, x: Tensor, t: Tensor, history: History, used: int = 1) -> Last:
-    """What the step from (x, t) leaves to the next, after `state`."""
-    return Last(x, t, history, used, state.taken + 1 if state else 1)
-
+MOST = 4  # predictions of a step
 
 SHORT = 15  # steps: published codes lower the last orders of shorter runs
 
@@ -71,11 +78,35 @@ class Multistep(GridSolver):
         super().__post_init__()
         require_one_of("lower_final", self.lower_final, ("short", "always", "never"))
 
-    def allowed(self, values: int, state: Last | None) -> int:
-        """How many of `values` predictions the next step may use."""
+    def used(self, values: int, count: int) -> list[int]:
+        """How many of at most `values` predictions each of the first `count` steps uses."""
         lowered = self.lower_final == "always" or (self.lower_final == "short" and self.steps < SHORT)
-        left = self.steps - (state.taken if state else 0)
-        return min(values, left) if lowered else values
+        left = [self.steps - i if lowered else values for i in range(count)]
+        return [min(values, known + 1, left[known]) for known in range(count)]
+
+    def predict(self, process: ReverseProcess, x: Tensor, t: Tensor) -> Tensor:
+        """D, what the polynomial goes through: x̂0."""
+        return process.x0(x, t)
+
+    def update(self, process: ReverseProcess, x: Tensor, now: Row, state: Memory | None) -> tuple[Tensor, Memory]:
+        """See `plan`; the state is that of the last step."""
+        predictions: tuple[Tensor, ...] = (self.predict(process, x, now.t),)
+        if state is not None:
+            predictions += state.predictions[: MOST - 1]
+            if now.anew is not None:
+                x = now.anew(state.x, predictions)
+        x_next = now.flow(x, predictions)
+        if self.stochastic:
+            x_next.add_(process.noise(x, now.t, now.t_next), alpha=now.spread)
+        return x_next, Memory(x, predictions)
+
+
+def rows(times: Tensor, taken: Sequence[Flow], anew: Sequence[Flow] = (), spread: Tensor | None = None) -> list[Row]:
+    """The plan of the steps `taken` (n,) along `times` (n + 1,), the first ones `anew` (m < n,), with noise (n,)."""
+    later = [None, *anew, *[None] * len(taken)][: len(taken)]
+    noise = torch.zeros(len(taken)) if spread is None else spread
+    found = zip(columns(times, noise), later, taken, strict=True)
+    return [Row(t, t_next, again, flow, width) for (t, t_next, width), again, flow in found]
 
 
 Slope = Callable[[Tensor], Tensor]
@@ -85,23 +116,22 @@ TERMS = 18  # of the series for |h| < ½: the next is below 1e-21
 
 
 def moments(h: Tensor, count: int) -> Tensor:
-    """m_k = ∫₀¹ h e^{(s−1)h} s^k ds for k < `count`, (count,) float64; `h` is () and may be negative or infinite.
+    """m_k = ∫₀¹ h e^{(s−1)h} s^k ds for k < `count`, (…, count) float64; `h` is (…) and may be negative or infinite.
 
     By m_k = 1 − (k/h) m_{k−1} from m_0 = 1 − e^{−h}; by their series in h where that cancels. φ_k = m_{k−1}/(h (k−1)!).
     """
-    if h.abs() < 0.5:
-        powers = h * (-h) ** torch.arange(TERMS)
-        series = [[math.factorial(k) / math.factorial(j + k + 1) for j in range(TERMS)] for k in range(count)]
-        return h.new_tensor(series) @ powers
     rows = [-torch.expm1(-h)]
     for k in range(1, count):
         rows.append(1 - k / h * rows[-1])
-    return torch.stack(rows)
+    short = h.clamp(-0.5, 0.5)[..., None]
+    powers = short * (-short) ** torch.arange(TERMS)
+    series = [[math.factorial(k) / math.factorial(j + k + 1) for j in range(TERMS)] for k in range(count)]
+    return torch.where(h.abs()[..., None] < 0.5, powers @ h.new_tensor(series).T, torch.stack(rows, -1))
 
 
 def exact_slope(h: Tensor) -> Tensor:
     """m_1 = 1 − (1 − e^{−h})/h, the weight of a linear term."""
-    return moments(h, 2)[1]
+    return moments(h, 2)[..., 1]
 
 
 def midpoint_slope(h: Tensor) -> Tensor:
@@ -110,50 +140,54 @@ def midpoint_slope(h: Tensor) -> Tensor:
 
 
 def weights(nodes: Tensor, h: Tensor, slope: Slope = exact_slope, curvature: float = 1.0) -> Tensor:
-    """w_j with Σ_j w_j p(s_j) = ∫₀¹ h e^{(s−1)h} p(s) ds for polynomials p through the nodes s_j, (n,).
+    """w_j with Σ_j w_j p(s_j) = ∫₀¹ h e^{(s−1)h} p(s) ds for polynomials p through the nodes s_j, (…, n).
 
     Args:
-        nodes: Distinct s_j, (n,); 0 is the start of the step and 1 its end.
-        h: Length of the step in λ, ().
+        nodes: Distinct s_j, (…, n); 0 is the start of the step and 1 its end.
+        h: Length of the step in λ, (…).
         slope: With two nodes, the integral of p(s) = s.
         curvature: With three, a factor of the integral of p(s) = s².
     """
-    count = len(nodes)
+    count = nodes.shape[-1]
     integrals = moments(h, count)
     if count == 2:
-        integrals[1] = slope(h)
+        integrals[..., 1] = slope(h)
     elif count == 3:
-        integrals[2] *= curvature
-    found: Tensor = torch.linalg.solve(nodes ** torch.arange(count)[:, None], integrals)
+        integrals[..., 2] *= curvature
+    found: Tensor = torch.linalg.solve(nodes[..., None, :] ** torch.arange(count)[:, None], integrals)
     return found
 
 
-def advance(
-    sde: SDE,
-    x: Tensor,
-    t: Tensor,
-    t_next: Tensor,
-    history: History,
+def flows(
+    half_log_snr: Tensor,
+    kept: Tensor,
+    gain: Tensor,
+    used: Sequence[int],
     *,
+    implicit: bool = False,
+    sign: int = 1,
     slope: Slope = exact_slope,
     curvature: float = 1.0,
-) -> Tensor:
-    """x ← (σ_n/σ) x + a_n Σ_j w_j x̂0_j: the flow from `t` to `t_next` under the polynomial through `history`.
+) -> list[Flow]:
+    """x ← kept x + gain Σ_j w_j D_j for each step: the flow under the polynomial, in λ, through its predictions D_j.
 
-    One pair at `t` gives DDIM. A pair at `t_next` makes the step implicit: a corrector.
+    With kept = σ_n/σ and gain = a_n one prediction x̂0 at the start gives DDIM.
 
     Args:
-        x: State at `t`, (B, *D).
-        t, t_next: Times, () float64.
-        history: Pairs of λ and x̂0.
+        half_log_snr: λ of the grid, (n + 1,).
+        kept, gain: Of each step, (n,).
+        used: How many predictions each step uses, (n,).
+        implicit: Whether the newest of them is at the end of the step, which makes it a corrector.
+        sign: −1 for predictions ε̂, for which a and σ change places, and so h and −h.
         slope: How a polynomial of degree one is integrated.
         curvature: Factor of the quadratic term of a polynomial of degree two.
-
-    Returns:
-        State at `t_next`, (B, *D).
     """
-    start = sde.half_log_snr(t)
-    h = sde.half_log_snr(t_next) - start
-    nodes = torch.stack([(half_log_snr - start) / h for half_log_snr, _ in history])
-    terms = [w * x0 for w, (_, x0) in zip(weights(nodes, h, slope, curvature), history, strict=True)]
-    return sde.std(t_next) / sde.std(t) * x + sde.mean_coef(t_next) * torch.stack(terms).sum(0)
+    h, found = half_log_snr.diff(), [Flow(one, ()) for one in kept.tolist()]
+    for count in sorted(set(used)):
+        step = torch.tensor([i for i, own in enumerate(used) if own == count])
+        at = step[:, None] + implicit - torch.arange(count)
+        nodes = (half_log_snr[at] - half_log_snr[step, None]) / h[step, None]
+        scaled = gain[step, None] * weights(nodes, sign * h[step], slope, curvature)
+        for i, row in zip(step.tolist(), scaled.tolist(), strict=True):
+            found[i] = found[i]._replace(weights=tuple(row))
+    return found

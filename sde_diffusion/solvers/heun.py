@@ -1,14 +1,30 @@
 """Heun's method on the probability flow in σ/a, with churn: the sampler of EDM."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.errors import require, require_positive
 from sde_diffusion.grids import KarrasGrid, TimeGrid
-from sde_diffusion.solvers.base import GridSolver, ReverseProcess
+from sde_diffusion.sde import SDE
+from sde_diffusion.solvers.base import GridSolver, ReverseProcess, columns
+
+
+class Row(NamedTuple):
+    """From `t_from`, x ← raised x + spread z at `t`; then x ← kept x + gain ε̂, with ε̂ at `t` or the mean of two."""
+
+    t_from: Tensor
+    t_next: Tensor
+    t: Tensor
+    raised: float
+    spread: float
+    kept: float
+    gain: float
+    last: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,39 +61,36 @@ class Heun(GridSolver):
     def stochastic(self) -> bool:
         return self.s_churn > 0
 
-    def step(self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: None) -> tuple[Tensor, None]:
-        """y' = y + (ς_n − ς) ε̂(y, ς),    y ← y + ½ (ς_n − ς) (ε̂(y, ς) + ε̂(y', ς_n)).
+    def plan(self, sde: SDE, times: Tensor) -> Sequence[Row]:
+        """y' = y + (ς_n − ς) ε̂(y, ς),    y ← y + ½ (ς_n − ς) (ε̂(y, ς) + ε̂(y', ς_n)),    from ς raised by churn."""
+        t = self._churned(sde, times)
+        level_from, level = torch.exp(-sde.half_log_snr(times)), torch.exp(-sde.half_log_snr(t))
+        a_from, a, a_next = sde.mean_coef(times[:-1]), sde.mean_coef(t), sde.mean_coef(times[1:])
+        added = (level**2 - level_from[:-1] ** 2).clamp(min=0).sqrt()
+        spread = torch.where(t > times[:-1], self.s_noise * a * added, 0.0)
+        numbers = (a / a_from, spread, a_next / a, a_next * (level_from[1:] - level), level_from[1:] == 0)
+        ends = zip(columns(times, *numbers), t.unbind(), strict=True)
+        return [Row(t_from, t_next, t, *rest) for (t_from, t_next, *rest), t in ends]
 
-        Args:
-            x: State at `t`, (B, *D).
-            t, t_next: Times, () float64; `t_next < t` with churn.
-            state: None; the method has no memory.
-
-        Returns:
-            State at `t_next`, (B, *D), and None.
-        """
-        sde = process.sde
-        if self.stochastic:
-            x, t = self._churn(process, x, t, t_next)
-        level, level_next = torch.exp(-sde.half_log_snr(t)), torch.exp(-sde.half_log_snr(t_next))
-        y, a_next = x / sde.mean_coef(t), sde.mean_coef(t_next)
-        slope = process.eps(x, t)
-        x_next = a_next * (y + (level_next - level) * slope)
-        if level_next == 0:  # ε̂ is undefined without noise
+    def update(self, process: ReverseProcess, x: Tensor, now: Row, state: None) -> tuple[Tensor, None]:
+        """See `plan`. The method has no memory."""
+        if now.spread > 0:
+            x = torch.add(now.raised * x, process.noise(x, now.t_from, now.t_next), alpha=now.spread)
+        slope = process.eps(x, now.t)
+        x_next = torch.add(now.kept * x, slope, alpha=now.gain)
+        if now.last:  # ε̂ is undefined without noise
             return x_next, None
-        slope = 0.5 * (slope + process.eps(x_next, t_next))
-        return a_next * (y + (level_next - level) * slope), None
+        slope = 0.5 * (slope + process.eps(x_next, now.t_next))
+        return torch.add(now.kept * x, slope, alpha=now.gain), None
 
-    def _churn(self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor) -> tuple[Tensor, Tensor]:
-        """The state at ς (1 + γ), or at `t_max` if that comes first; time and state as they are if γ = 0."""
-        sde = process.sde
-        level = torch.exp(-sde.half_log_snr(t))
-        if not self.s_tmin <= level <= self.s_tmax:
-            return x, t
+    def _churned(self, sde: SDE, times: Tensor) -> Tensor:
+        """The times of ς (1 + γ), (n,), or `t_max` where that comes first; those of the grid where γ = 0."""
+        t = times[:-1]
+        if not self.stochastic:
+            return t
+        half_log_snr = sde.half_log_snr(t)
         gamma = min(self.s_churn / self.steps, math.sqrt(2) - 1)
-        raised = sde.time_at(sde.half_log_snr(t) - math.log1p(gamma))
-        if raised <= t:
-            return x, t
-        added = (torch.exp(-2 * sde.half_log_snr(raised)) - level**2).sqrt()
-        z = self.s_noise * process.noise(x, t, t_next)
-        return sde.mean_coef(raised) * (x / sde.mean_coef(t) + added * z), raised
+        level = torch.exp(-half_log_snr)
+        churned = (level >= self.s_tmin) & (level <= self.s_tmax)
+        raised = sde.time_at(half_log_snr - math.log1p(gamma))
+        return torch.where(churned & (raised > t), raised, t)

@@ -1,14 +1,26 @@
 """Predictor–corrector sampling: any solver's steps with Langevin steps between them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from sde_diffusion.errors import require
+from sde_diffusion.sde import SDE
+from sde_diffusion.solvers import base
 from sde_diffusion.solvers.base import GridSolver, ReverseProcess, Solver
-from sde_diffusion.solvers.correctors import Corrector, Langevin
+from sde_diffusion.solvers.correctors import Corrector, Langevin, Level
 from sde_diffusion.solvers.reverse_diffusion import ReverseDiffusion
+
+
+class Row(NamedTuple):
+    """The level at which to correct, and the predictor's own row, if there is a predictor."""
+
+    t: Tensor
+    t_next: Tensor
+    level: Level
+    own: base.Row | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,20 +69,17 @@ class PredictorCorrector(GridSolver):
         predictor = self.predictor
         return self.corrector.repeats + (predictor.evaluations if isinstance(predictor, GridSolver) else 0)
 
-    def step(self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """x ← predict(correct(x, t), t, t_next).
+    def plan(self, sde: SDE, times: Tensor) -> Sequence[Row]:
+        """x ← predict(correct(x, t), t, t_next),  `t_next < t`."""
+        levels = self.corrector.plan(sde, times)
+        own: Sequence[base.Row | None] = [None] * len(levels)
+        if isinstance(self.predictor, GridSolver):
+            own = replace(self.predictor, steps=self.steps).plan(sde, times)  # it may count the steps that are left
+        return [Row(level.t, level.t_next, level, row) for level, row in zip(levels, own, strict=True)]
 
-        Args:
-            x: State at `t`, (B, *D).
-            t, t_next: Times, () float64, `t_next < t`.
-            state: The predictor's.
-
-        Returns:
-            State at `t_next`, (B, *D), and the predictor's state.
-        """
-        x = self.corrector.correct(process, x, t, t_next)
-        if self.predictor is None:
+    def update(self, process: ReverseProcess, x: Tensor, now: Row, state: Any) -> tuple[Tensor, Any]:
+        """See `plan`; the state is the predictor's."""
+        x = self.corrector.update(process, x, now.level)
+        if not isinstance(self.predictor, GridSolver):
             return x, None
-        assert isinstance(self.predictor, GridSolver)
-        predictor = replace(self.predictor, steps=self.steps)  # one that lowers its last orders counts them
-        return predictor.step(process, x, t, t_next, state)
+        return self.predictor.update(process, x, now.own, state)

@@ -1,12 +1,25 @@
 """Reverse diffusion: the reverse process discretised as the forward one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.errors import require
-from sde_diffusion.solvers.base import GridSolver, ReverseProcess
+from sde_diffusion.sde import SDE
+from sde_diffusion.solvers.base import GridSolver, ReverseProcess, columns
+
+
+class Row(NamedTuple):
+    """x ← kept x + pull s + spread z."""
+
+    t: Tensor
+    t_next: Tensor
+    kept: float
+    pull: float
+    spread: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,21 +49,18 @@ class ReverseDiffusion(GridSolver):
     def stochastic(self) -> bool:
         return self.eta > 0
 
-    def step(self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: None) -> tuple[Tensor, None]:
-        """x ← (2 − ρ) x + ½ (1 + η²) v s + η √v z.
+    def plan(self, sde: SDE, times: Tensor) -> Sequence[Row]:
+        """x ← (2 − ρ) x + ½ (1 + η²) v s + η √v z;  `t_next < t` unless η = 0."""
+        log_mean, std, half_log_snr = sde.log_mean_coef(times), sde.std(times), sde.half_log_snr(times)
+        fall = torch.expm1(-log_mean.diff())  # ρ − 1
+        added = -(std[:-1] ** 2) * torch.expm1(-2 * half_log_snr.diff())
+        pull = 0.5 * (1 + self.eta**2) * added
+        spread = self.eta * added.sqrt() if self.stochastic else torch.zeros_like(added)
+        return [Row(*row) for row in columns(times, 1 - fall, pull, spread)]
 
-        Args:
-            x: State at `t`, (B, *D).
-            t, t_next: Times, () float64; `t_next < t` unless η = 0.
-            state: None; the method has no memory.
-
-        Returns:
-            State at `t_next`, (B, *D), and None.
-        """
-        sde = process.sde
-        fall = torch.expm1(sde.log_mean_coef(t) - sde.log_mean_coef(t_next))  # ρ − 1
-        added = -(sde.std(t) ** 2) * torch.expm1(2 * (sde.half_log_snr(t) - sde.half_log_snr(t_next)))
-        x_next = x - fall * x + 0.5 * (1 + self.eta**2) * added * process.score(x, t)
+    def update(self, process: ReverseProcess, x: Tensor, now: Row, state: None) -> tuple[Tensor, None]:
+        """See `plan`. The method has no memory."""
+        x_next = torch.add(now.kept * x, process.score(x, now.t), alpha=now.pull)
         if not self.stochastic:
             return x_next, None
-        return x_next + self.eta * added.sqrt() * process.noise(x, t, t_next), None
+        return x_next.add_(process.noise(x, now.t, now.t_next), alpha=now.spread), None

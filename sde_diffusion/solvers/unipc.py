@@ -1,12 +1,13 @@
 """UniPC: a multistep predictor whose every step is corrected by the evaluation that the next step needs anyway."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
-from sde_diffusion.solvers.base import ReverseProcess
-from sde_diffusion.solvers.exponential import Last, Multistep, advance, follow, midpoint_slope
+from sde_diffusion.sde import SDE
+from sde_diffusion.solvers.exponential import Multistep, Row, flows, midpoint_slope, rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,30 +35,17 @@ class UniPC(Multistep):
     def order(self) -> int:
         return 2 if self.lower_final == "always" else 3
 
-    def step(
-        self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: Last | None
-    ) -> tuple[Tensor, Last]:
-        """Corrects the last step by x̂0 at its predicted end `x`, then predicts the next.
+    def plan(self, sde: SDE, times: Tensor) -> Sequence[Row]:
+        """Corrects the last step by x̂0 at its predicted end, then predicts the next.
 
-            x_c = (σ/σ_prev) x_prev + a Σ_{j ≤ p} w_j x̂0_j,    x ← (σ_n/σ) x_c + a_n Σ_{j < p} w'_j x̂0_j
-
-        Args:
-            x: State at `t` as predicted, (B, *D).
-            t, t_next: Times, () float64.
-            state: Of the last step, or None at the start.
-
-        Returns:
-            State at `t_next`, (B, *D), and the new history.
+        x_c = (σ/σ_prev) x_prev + a Σ_{j ≤ p} w_j x̂0_j,    x ← (σ_n/σ) x_c + a_n Σ_{j < p} w'_j x̂0_j
         """
-        sde, slope = process.sde, SLOPES[self.variant]
-        here = (sde.half_log_snr(t), process.x0(x, t))
-        history = (here, *state.history) if state else (here,)
-        if state:
-            x = advance(sde, state.x, state.t, t, history[: state.used + 1], slope=slope)
-        history = history[: self.p]
-        used = history[: self.allowed(self.p, state)]
-        x_next = advance(sde, x, t, t_next, used, slope=slope)
-        return x_next, follow(state, x, t, history, len(used))
+        half_log_snr, std, gain = sde.half_log_snr(times), sde.std(times), sde.mean_coef(times)[1:]
+        kept, slope, used = std[1:] / std[:-1], SLOPES[self.variant], self.used(self.p, len(gain))
+        predicted = flows(half_log_snr, kept, gain, used, slope=slope)
+        more = [values + 1 for values in used[:-1]]
+        corrected = flows(half_log_snr[:-1], kept[:-1], gain[:-1], more, implicit=True, slope=slope)
+        return rows(times, predicted, corrected)
 
 
 def _half(h: Tensor) -> Tensor:

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from sde_diffusion.errors import InputError
 from sde_diffusion.model import NOISE_CONDITIONINGS, PREDICTIONS, ScoreModel
-from sde_diffusion.sde import SDE
+from sde_diffusion.networks import MLP
+from sde_diffusion.rng import generator
+from sde_diffusion.score import ahead
+from sde_diffusion.sde import DDPM, SDE
 from tests.conftest import f64
 
 TIMES = f64([1e-3, 0.01, 0.1, 0.3, 0.7, 1.0])
@@ -150,3 +153,15 @@ def test_the_network_is_told_the_noise_level(sde: SDE, conditioning: str, dtype:
     torch.testing.assert_close(net.c_noise, expected.to(dtype))
     model(x, t[4])
     assert torch.equal(net.c_noise, expected[4].to(dtype).expand(9))
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("conditioning", NOISE_CONDITIONINGS)
+def test_times_known_beforehand_give_the_same_scores(prediction: str, conditioning: str) -> None:
+    sde, net = DDPM(steps=20), MLP((3,), width=8, classes=2)
+    model = ScoreModel(net, sde, prediction=prediction, conditioning=conditioning).double()
+    x = torch.randn(4, 3, generator=generator(1), dtype=torch.float64)
+    times = torch.tensor([0.05, 0.3, 1.0], dtype=torch.float64)
+    for score_fn in (model, model.bind(torch.tensor([0, 1, -1, 1])), model.bind(1)):
+        for t, known in zip(times, ahead(score_fn, times, x), strict=True):
+            torch.testing.assert_close(known(x), score_fn(x, t.expand(4)), rtol=1e-10, atol=1e-10)

@@ -1,7 +1,7 @@
 """The adaptive SDE solver: its order, the law of its noise, and how it fails."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,8 +14,14 @@ from sde_diffusion.rng import generator
 from sde_diffusion.sde import SDE, VPSDE
 from sde_diffusion.solvers import AdaptiveSDE, GridSolver, ReverseProcess, SeededNoise
 from sde_diffusion.solvers.adaptive_sde import BrownianPath
+from sde_diffusion.solvers.base import columns
 from tests.conformance.test_solvers import exact_moments, moments
 from tests.conftest import assert_mean, f64
+
+
+class Step(NamedTuple):
+    t: Tensor
+    t_next: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +31,12 @@ class Fixed(GridSolver):
     order = 2
     stochastic = True
 
-    def step(self, process: ReverseProcess, x: Tensor, t: Tensor, t_next: Tensor, state: Any) -> tuple[Tensor, Any]:
-        increment = (t - t_next).sqrt() * process.noise(x, t, t_next)
-        return AdaptiveSDE().trial(process, x, t, t_next, increment)[1], None
+    def plan(self, sde: SDE, times: Tensor) -> list[Step]:
+        return [Step(*row) for row in columns(times)]
+
+    def update(self, process: ReverseProcess, x: Tensor, now: Step, state: Any) -> tuple[Tensor, Any]:
+        increment = (now.t - now.t_next).sqrt() * process.noise(x, now.t, now.t_next)
+        return AdaptiveSDE().trial(process, x, now.t, now.t_next, increment)[1], None
 
 
 def test_steps_have_weak_order_two(sde: SDE) -> None:

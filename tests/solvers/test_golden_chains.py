@@ -16,6 +16,7 @@ from sde_diffusion.chain import DiscreteChain
 from sde_diffusion.grids import LevelsGrid
 from sde_diffusion.sde import BETA_SEQUENCES, DDPM
 from sde_diffusion.solvers import Ancestral, ReverseProcess
+from sde_diffusion.solvers.base import Walk
 from sde_diffusion.solvers.ddim import DDIM
 from sde_diffusion.solvers.dpmpp_2m import DPMpp2M
 from sde_diffusion.solvers.dpmpp_3m import DPMpp3M
@@ -76,12 +77,13 @@ def test_ddim_and_ancestral_on_a_subset_of_the_levels(name: str) -> None:
         assert process.nfe == params["n_steps"]
 
 
-def half_quadratic(chain: Chain, t: Tensor, t_next: Tensor, history: tuple[tuple[Tensor, Tensor], ...]) -> Tensor:
-    """½ a_n m_2 D₂, what the published third order leaves out."""
-    (now, x0), (before, x0_before), (first, x0_first) = history
+def half_quadratic(chain: Chain, walk: Walk) -> Tensor:
+    """½ a_n m_2 D₂ of the last step, what the published third order leaves out."""
+    *_, first, before, now, after = map(chain.half_log_snr, walk.times)
+    x0, x0_before, x0_first = walk.state.predictions[:3]
     second = ((x0 - x0_before) / (now - before) - (x0_before - x0_first) / (before - first)) / (now - first)
-    h = chain.half_log_snr(t_next) - now
-    return 0.5 * chain.mean_coef(t_next) * moments(h, 3)[2] * h**2 * second
+    h = after - now
+    return 0.5 * chain.mean_coef(walk.times[-1]) * moments(h, 3)[2] * h**2 * second
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("dpmpp")])
@@ -104,5 +106,5 @@ def test_dpm_solver(name: str) -> None:
         else:
             state2 = second.step(process, x, t, t_next, state2)[1]
             x, state3 = third.step(process, x, t, t_next, state3)
-            x = x - half_quadratic(chain, t, t_next, state3.history)
+            x = x - half_quadratic(chain, state3)
         torch.testing.assert_close(x, f64(after), **CLOSE)

@@ -25,7 +25,7 @@ from sde_diffusion.solvers import (
     ReverseProcess,
     UniPC,
 )
-from sde_diffusion.solvers.exponential import SHORT, Multistep, advance
+from sde_diffusion.solvers.exponential import SHORT, Multistep
 from tests.conftest import f64
 from tests.solvers.reference import GivenNoise
 
@@ -126,8 +126,8 @@ def test_a_published_rule_takes_the_first_step_once() -> None:
     for published, exact in [(DEIS(rule="published"), DEIS()), (DPMpp3M(rule="heun"), DPMpp3M())]:
         process = ReverseProcess(sde, oracle.score)
         middle, state = published.step(process, x, TIMES[0], TIMES[1], None)
-        assert torch.equal(published.step(process, middle, TIMES[1], TIMES[2], state)[1].x, middle)
-        assert (exact.step(process, middle, TIMES[1], TIMES[2], state)[1].x - middle).abs().max() > 1e-6
+        assert torch.equal(published.step(process, middle, TIMES[1], TIMES[2], state)[1].state.x, middle)
+        assert (exact.step(process, middle, TIMES[1], TIMES[2], state)[1].state.x - middle).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,8 @@ def test_polynomials_of_the_order_are_integrated_exactly(solver: GridSolver, sde
     for t, t_next in itertools.pairwise(TIMES[:-1]):
         x, state = solver.step(process, x, t, t_next, state)
     found, state = solver.step(process, x, TIMES[-2], TIMES[-1], state)
-    x = getattr(state, "x", x)  # as corrected, if it was
+    assert state is not None
+    x = state.state.x  # as corrected, if it was
     start, end = sde.half_log_snr(TIMES[-2:])
     points, masses = (torch.from_numpy(values) for values in np.polynomial.legendre.leggauss(40))
     mu = start + 0.5 * (1 + points) * (end - start)
@@ -172,8 +173,11 @@ def last_steps(solver: Any, sde: SDE, steps: int) -> tuple[Tensor, Tensor]:
         x, state = replace(solver, steps=steps).step(process, x, t, t_next, state)
     assert state is not None
     if isinstance(solver, UniPC):  # it has x̂0 of the state before its correction
-        return x, advance(sde, state.x, times[-2], times[-1], state.history[:1])
-    return x, solver.step(process, state.x, times[-2], times[-1], None)[0]
+        t, t_next = times[-2:]
+        x0, ratio = state.state.predictions[0], sde.std(t_next) / sde.std(t)
+        h = sde.half_log_snr(t_next) - sde.half_log_snr(t)
+        return x, ratio * state.state.x - sde.mean_coef(t_next) * torch.expm1(-h) * x0
+    return x, solver.step(process, state.state.x, times[-2], times[-1], None)[0]
 
 
 @pytest.mark.parametrize("solver", MULTISTEP, ids=str)
@@ -195,23 +199,15 @@ def test_the_last_step_of_a_short_run_is_of_first_order(solver: Any, sde: SDE) -
 @pytest.mark.parametrize(("lower_final", "used"), [("short", [1, 2, 3, 3, 2, 1]), ("never", [1, 2, 3, 3, 3, 3])])
 @pytest.mark.parametrize("solver", [DPMpp3M(), DEIS(), UniPC(p=3)], ids=str)
 def test_predictions_that_each_step_uses(solver: Any, lower_final: str, used: list[int]) -> None:
-    sde, found, state = VPSDE(), [], None
-    x, oracle = first_state(sde)
-    process = ReverseProcess(sde, oracle.score)
-    solver = replace(solver, steps=6, lower_final=lower_final)
-    for t, t_next in itertools.pairwise(torch.linspace(0.8, 0.2, 7, dtype=torch.float64)):
-        x, state = solver.step(process, x, t, t_next, state)
-        found.append(state.used)
-    assert found == used
+    plan = replace(solver, steps=6, lower_final=lower_final).plan(
+        VPSDE(), torch.linspace(0.8, 0.2, 7, dtype=torch.float64)
+    )
+    assert [len(row.flow.weights) for row in plan] == used
 
 
 def test_a_predictor_knows_how_many_steps_there_are() -> None:
     """Without that, one that always lowers its last step would lower those after its own default number."""
-    sde, state, used = VPSDE(), None, []
-    x, oracle = first_state(sde)
-    process = ReverseProcess(sde, oracle.score, noise=GivenNoise([torch.zeros_like(x)] * 30))
     solver = PredictorCorrector(predictor=UniPC(lower_final="always"), steps=30)
-    for t, t_next in itertools.pairwise(torch.linspace(0.8, 0.2, 31, dtype=torch.float64)):
-        x, state = solver.step(process, x, t, t_next, state)
-        used.append(state.used)
+    plan = solver.plan(VPSDE(), torch.linspace(0.8, 0.2, 31, dtype=torch.float64))
+    used = [len(row.own.flow.weights) for row in plan]
     assert used == [1, *[2] * 28, 1]
