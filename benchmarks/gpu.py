@@ -81,10 +81,11 @@ class State:
 
 @dataclass(frozen=True)
 class Folders:
-    """Results to be carried away, and working files."""
+    """Results to be carried away, working files, and the kind of device they are of."""
 
     out: Path
     work: Path
+    kind: str
 
 
 def pieces(device: str, work: Path, *, quick: bool) -> list[Piece]:
@@ -125,13 +126,13 @@ def throughput_parts(device: str, *, quick: bool) -> list[str]:
 
 def read_states(folders: Folders) -> dict[str, State]:
     """What earlier calls did."""
-    file = folders.out / "state.json"
-    found = json.loads(file.read_text()) if file.exists() else {}
+    found = json.loads(_text(folders.out / "state.json") or '{"pieces": {}}')["pieces"]
     return {name: State(**state) for name, state in found.items()}
 
 
 def write_states(folders: Folders, states: dict[str, State]) -> None:
-    text = json.dumps({name: asdict(state) for name, state in states.items()}, indent=1) + "\n"
+    pieces = {name: asdict(state) for name, state in states.items()}
+    text = json.dumps({"kind": folders.kind, "pieces": pieces}, indent=1) + "\n"
     temporary = folders.out / ".state.json.tmp"
     temporary.write_text(text)
     temporary.replace(folders.out / "state.json")
@@ -242,7 +243,7 @@ def options_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the results, and of what is done")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "gpu", help="folder of working files")
+    parser.add_argument("--work", type=Path, help="folder of working files (default runs/gpu_DEVICE)")
     parser.add_argument("--device", default="cuda", help="cuda (default), or cpu to see that it works")
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call (default 9)")
     parser.add_argument("--quick", action="store_true", help="the smallest form of everything")
@@ -268,6 +269,14 @@ def check_machine(device: str) -> None:
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Python {sys.version.split()[0]}", flush=True)
 
 
+def _check_kind(folders: Folders) -> None:
+    """Refuse a folder that holds what was done on another kind of device."""
+    found = json.loads(_text(folders.out / "state.json") or "{}").get("kind", folders.kind)
+    if found != folders.kind:
+        print(f"error: {folders.out} holds results of {found}, not of {folders.kind}; choose another", file=sys.stderr)
+        raise SystemExit(2)
+
+
 def exit_code(todo: Sequence[Piece], states: dict[str, State]) -> int:
     """0 when all is done, 75 when something is left, 1 when what is left has failed."""
     found = [states.get(piece.name) for piece in todo]
@@ -279,9 +288,11 @@ def exit_code(todo: Sequence[Piece], states: dict[str, State]) -> int:
 def main(arguments: Sequence[str] | None = None, todo: Sequence[Piece] | None = None) -> int:
     """One call: run, pack, tell."""
     options = options_of(arguments)
-    folders = Folders(options.out.resolve(), options.work.resolve())
+    kind = options.device.partition(":")[0] + ("_quick" if options.quick else "")
+    folders = Folders(options.out.resolve(), (options.work or ROOT / "runs" / f"gpu_{kind}").resolve(), kind)
     for folder in (folders.out, folders.work):
         folder.mkdir(parents=True, exist_ok=True)
+    _check_kind(folders)
     if todo is None:
         check_machine(options.device)
         found = pieces(options.device, folders.work, quick=options.quick)
@@ -297,7 +308,9 @@ def main(arguments: Sequence[str] | None = None, todo: Sequence[Piece] | None = 
     for piece in todo:
         state = states.get(piece.name)
         print(f"{piece.name:40} " + (f"{state.status}, {state.seconds:.0f} s" if state else "to do"))
-    return exit_code(todo, states)
+    code = exit_code(todo, states)
+    print({0: "all is done", AGAIN: "call again to go on", 1: "done, with failures: see log.txt"}[code])
+    return code
 
 
 if __name__ == "__main__":

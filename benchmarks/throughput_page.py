@@ -40,7 +40,7 @@ def images_per_second(result: Result, case: Result) -> float:
 
 def machine_rate(result: Result) -> float:
     """FLOPs per second of the fastest matrix product."""
-    return max(2 * int(side) ** 3 / statistics.median(found) for side, found in result["products"].items())
+    return max(2 * int(name.split()[-1]) ** 3 / statistics.median(found) for name, found in result["products"].items())
 
 
 def share(result: Result, case: Result) -> float:
@@ -65,7 +65,9 @@ def of_tool(result: Result, ours: bool) -> list[Result]:
 
 
 def compiled(result: Result, case: Result) -> tuple[float, float] | None:
-    """Seconds that compiling took, and the calls until it has paid; None for a case that is not compiled."""
+    """Seconds that compiling took, and the calls until it has paid; None for what was not compiled, or before."""
+    if not result.get("cold", True):
+        return None
     plain = case_of(result, case["tool"], "default" if case["tool"] == OURS else "eager")
     plain = case_of(result, case["tool"], "eager") if case["mode"] == "default" else plain
     if plain is None or plain is case or case["mode"] not in ("compiled", "default"):

@@ -26,7 +26,7 @@ def call(folder: Path, todo: list[Piece], minutes: float = 1.0, *more: str) -> i
 
 
 def states(folder: Path) -> dict[str, dict[str, object]]:
-    found: dict[str, dict[str, object]] = json.loads((folder / "out" / "state.json").read_text())
+    found: dict[str, dict[str, object]] = json.loads((folder / "out" / "state.json").read_text())["pieces"]
     return found
 
 
@@ -100,6 +100,14 @@ def test_results_are_packed_flat_and_survive_the_working_files(tmp_path: Path) -
     (work / "one.json").unlink()
     assert call(tmp_path, todo) == 0
     assert "one" in json.loads((out / "results.json").read_text())
+
+
+def test_a_folder_of_another_device_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(tmp_path, [piece("one", "pass")]) == 0
+    with pytest.raises(SystemExit) as error:
+        call(tmp_path, [piece("one", "pass")], 1.0, "--device", "cpu", "--quick")
+    assert error.value.code == 2
+    assert "holds results of cuda, not of cpu_quick; choose another" in capsys.readouterr().err
 
 
 def test_every_piece_is_bounded_and_its_script_is_named(tmp_path: Path) -> None:

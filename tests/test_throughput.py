@@ -26,7 +26,11 @@ def case(tool: str, mode: str, seconds: list[float], first: float = 0.0, **more:
 
 def result(*found: dict[str, Any], phase: str = "train", precision: str = "float32") -> dict[str, Any]:
     facts = {"phase": phase, "problem": "28×28×1", "batch": 64, "steps": 1, "precision": precision, "skipped": {}}
-    return facts | {"products": {"100": [0.002, 0.002], "50": [0.001, 0.001]}, "cases": list(found), "commit": "abc"}
+    return facts | {
+        "products": {"mm 100": [0.002, 0.002], "conv 50": [0.001, 0.001]},
+        "cases": list(found),
+        "commit": "abc",
+    }
 
 
 @pytest.mark.parametrize("name", ["train-tiny-float32", "infer-tiny-bfloat16", "sample-tiny-float32"])
@@ -63,6 +67,15 @@ def test_the_networks_have_equal_flops(problem: cases.Problem) -> None:
             assert abs(others / ours - 1) < throughput.TOLERANCE
 
 
+def test_a_product_is_the_same_however_it_is_asked_for() -> None:
+    as_mm, as_convolution = (throughput.product(how, 32, torch.float32, CPU)() for how in ("mm", "conv"))
+    # a (in, pixels) in the one, b (out, in) in the other: b a against a b of the same two matrices
+    draws = torch.Generator().manual_seed(0)
+    a, b = torch.randn(32, 32, generator=draws), torch.randn(32, 32, generator=draws)
+    torch.testing.assert_close(as_mm, a @ b)
+    torch.testing.assert_close(as_convolution.reshape(32, 32), b @ a)
+
+
 def test_parts_are_merged_and_what_is_there_is_not_missing(tmp_path: Path) -> None:
     file, facts = tmp_path / "found.json", throughput.machine_facts()
     throughput.merge(file, "one", {"x": 1}, facts)
@@ -97,6 +110,7 @@ def test_shares_ratios_and_break_even_are_those_of_their_formulas() -> None:
     assert page.compiled(part, compiled) == pytest.approx((20, 200))
     assert page.compiled(part, ours) is None
     assert page.compiled(part, theirs) is None
+    assert page.compiled(part | {"cold": False}, compiled) is None, "it was read from a cache"
 
 
 def test_goals_are_met_or_not() -> None:
