@@ -956,8 +956,8 @@ FAULTS = [
     Fault(
         "bits-offset",
         "data/spec.py",
-        "return math.log2(self.scale if self.levels is None else self.levels / 2)",
-        "return math.log2(self.scale if self.levels is None else self.levels)",
+        "return math.log2(self.unit if self.levels is None else self.levels / 2)",
+        "return math.log2(self.unit if self.levels is None else self.levels)",
         "the offset of bits/dim is 8 for 7",
         *UNITS,
     ),

@@ -195,7 +195,7 @@ def _report(loaded: Loaded, columns: dict[str, Tensor]) -> dict[str, Any]:
         "z": compare_with_prior(columns["z"], sde.prior_std),
     }
     if "rms" in columns:
-        unit = spec.scale if spec.levels is None else spec.levels / 2
+        unit = spec.unit if spec.levels is None else spec.levels / 2
         report["round_trip"] = {
             **interval("rms", columns["rms"]),
             "rms_max": float(columns["rms"].max()),

@@ -1,48 +1,48 @@
-"""Numbers of any shape from .npy and .npz files: vectors, series, volumes, images of any depth."""
+"""Numbers of any shape from .npy, .npz and .safetensors files: vectors, series, volumes, images of any depth."""
 
 import zipfile
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from sde_diffusion.data import base
 from sde_diffusion.data.base import Dataset, DataSource, TensorDataset, fits_in_memory
+from sde_diffusion.data.scan import scan_floats, scan_levels
+from sde_diffusion.data.shards import Array, Shards, locate, shard_files
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.errors import InputError, require
 
 MAX_CLASSES = 10_000  # more are most likely not class indices
-_CHUNK = 1 << 24  # numbers looked at together
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
-
-Array = npt.NDArray[Any]
 
 
 class Table(NamedTuple):
-    """One file's examples, (N, *shape), and their labels, (N,) int64, or None."""
+    """The examples of a file or of several, (N, *shape), and their labels, (N,) int16, or None."""
 
     file: Path
-    values: Array
+    values: Array | Shards
     labels: Tensor | None
 
 
 @dataclass(frozen=True)
 class Arrays(DataSource):
-    """Examples (N, *shape) from a file.
+    """Examples (N, *shape) from a file, or from a folder of files one after another.
 
     Integers are discrete values 0 … levels − 1. Floating-point numbers are continuous, standardised by the mean and the
-    standard deviation of all numbers of the training split. A .npy file above `MEMORY_LIMIT` stays on the disk.
+    standard deviation of all numbers of the training split. What is above `MEMORY_LIMIT` stays on the disk, if it is
+    not compressed.
 
     Args:
-        file: The .npy or .npz file to train on.
-        test: A file for the test split; empty to take the end of `file`.
-        key: The array's name in a .npz file; empty where there is only one beside `labels`.
-        labels, test_labels: Files of class indices (N,); empty for the array `labels` of the .npz file, if it has one.
+        file: The .npy, .npz or .safetensors file to train on, a folder of them, or a pattern such as data/part_*.npy;
+            the order is that of the names.
+        test: The same for the test split; empty to take the end of `file`.
+        key: The array's name in the files; empty where there is only one beside `labels`.
+        labels, test_labels: Files of class indices (N,); empty for the arrays `labels` of the files, if they have them.
         classes: Names of the classes; empty for "0", "1", … up to the greatest label.
         levels: Number of discrete values; None for 256 (uint8), 2 (bool) and continuous data.
         test_fraction: Part of `file` that is the test split where `test` is empty, in [0, 1).
@@ -62,7 +62,7 @@ class Arrays(DataSource):
     test_fraction: float = 0.1
 
     def read(self, split: Literal["train", "test"]) -> Dataset:
-        require(self.file != "", "`data.file` must name a .npy or .npz file, got nothing; set it")
+        require(self.file != "", "`data.file` must name a .npy or .npz file or a folder of them, got nothing; set it")
         require(0 <= self.test_fraction < 1, f"`data.test_fraction` must be in [0, 1), got {self.test_fraction}")
         require(self.levels is None or self.levels >= 2, f"`data.levels` must be ≥ 2, got {self.levels}")
         table = self._table(self.file, self.labels)
@@ -80,16 +80,16 @@ class Arrays(DataSource):
             f"{count} examples; change it or set `data.test` to a file",
         )
         if split == "test":
-            _scan(table.file, table.values[start:stop], spec.levels)
+            _look_through(table, spec.levels, start, stop)
         labels = None if table.labels is None else table.labels[start:stop]
-        if isinstance(table.values, np.memmap) and not fits_in_memory(spec, stop - start):
-            return ArrayFile(spec, table.file, start, labels, count=stop - start)
+        if isinstance(table.values, Shards) and not fits_in_memory(spec, stop - start):
+            return ShardedDataset(spec, table.values, start, labels, count=stop - start)
         return TensorDataset(spec, _tensor(table.values[start:stop], spec), labels)
 
-    def _table(self, file: str, label_file: str) -> Table:
-        path = Path(file).expanduser()
-        arrays = open_arrays(path)
-        labels = arrays.pop("labels", None)
+    def _table(self, place: str, label_file: str) -> Table:
+        path = Path(place).expanduser()
+        arrays = open_rows(place)
+        own = arrays.pop("labels", None)
         if self.key:
             require(
                 self.key in arrays, f"`data.key` must be an array of {path} ({', '.join(arrays)}), got {self.key!r}"
@@ -104,11 +104,7 @@ class Arrays(DataSource):
             f"{path} must hold examples (N, …) of at least one number each, got shape {values.shape}; "
             f"reshape numbers to (N, 1)",
         )
-        if not label_file:
-            return Table(path, values, None if labels is None else _labels(path, labels, len(values)))
-        found = list(open_arrays(Path(label_file).expanduser()).values())
-        require(len(found) == 1, f"{label_file} must hold one array of labels, got {len(found)}")
-        return Table(path, values, _labels(Path(label_file), found[0], len(values)))
+        return Table(path, values, read_labels(path, own, label_file, count=len(values)))
 
     def _spec(self, table: Table, cut: int) -> DataSpec:
         """What the first `cut` rows of the training file, which are looked at in full, and its labels say."""
@@ -119,7 +115,7 @@ class Arrays(DataSource):
         else:
             classes = classes or tuple(map(str, range(int(table.labels.max()) + 1)))
         levels = self._levels(table)
-        mean, std = _scan(table.file, table.values[:cut], levels)
+        mean, std = _look_through(table, levels, 0, cut)
         require(std > 0, f"{table.file} must hold more than one value, got {mean:g} everywhere")
         spec = DataSpec("arrays", shape, levels=levels, classes=classes, shift=mean, scale=std)
         if table.labels is not None:
@@ -137,7 +133,7 @@ class Arrays(DataSource):
             return None
         levels = {"bool": 2, "uint8": 256}.get(dtype.name) if self.levels is None else self.levels
         if levels is None:
-            raise InputError(f"`data.levels` must be set: {file} holds {dtype}, values up to {table.values.max()}")
+            raise InputError(f"`data.levels` must be set: {file} holds {dtype}, values up to {_greatest(table)}")
         return levels
 
     def _check_fellow(self, table: Table, spec: DataSpec) -> None:
@@ -159,20 +155,62 @@ class Arrays(DataSource):
             spec.check_labels(table.labels, source=self.test_labels or f"labels of {table.file}")
 
 
-class ArrayFile(Dataset):
-    """Consecutive rows of a .npy file, mapped into memory when they are fetched."""
+class ShardedDataset(Dataset):
+    """Consecutive rows of array files, read when they are fetched."""
 
-    def __init__(self, spec: DataSpec, file: Path, start: int, labels: Tensor | None, *, count: int) -> None:
+    def __init__(self, spec: DataSpec, values: Shards, start: int, labels: Tensor | None, *, count: int) -> None:
         self.spec, self.labels = spec, labels
-        self._file, self._start, self._count = file, start, count
+        self._values, self._start, self._count = values, start, count
 
     def __len__(self) -> int:
         return self._count
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        (values,) = open_arrays(self._file).values()  # opened anew: workers get a path, not a copy of the data
-        labels = None if self.labels is None else self.labels[indices]
-        return _tensor(values[(indices + self._start).numpy()], self.spec), labels
+        labels = None if self.labels is None else self.labels[indices].long()
+        return _tensor(self._values[indices.numpy() + self._start], self.spec), labels
+
+
+def open_rows(place: str) -> dict[str, Array | Shards]:
+    """The arrays by name of a file, a folder or a pattern; what is not one small or compressed .npz file is not read.
+
+    Raises:
+        InputError: No such file; not a whole one of numbers; files that do not hold the same.
+    """
+    files = shard_files(place)
+    if len(files) == 1 and _to_be_read_whole(files[0]):
+        return dict(open_arrays(files[0]))
+    tables = [locate(file) for file in files]
+    for file, table in zip(files, tables, strict=True):
+        require(
+            table.keys() == tables[0].keys(),
+            f"{file} must hold the arrays {', '.join(tables[0])} like {files[0]}, got {', '.join(table) or 'none'}",
+        )
+        counts = {name: stored.shape[0] for name, stored in table.items() if stored.shape}
+        require(len({*counts.values()}) <= 1, f"the arrays of {file} must have equally many rows, got {counts}")
+    return {name: Shards(files, [table[name] for table in tables]) for name in tables[0]}
+
+
+def _to_be_read_whole(file: Path) -> bool:
+    """Whether it is a .npz file that fits in memory, which is checked as it is read, or in Fortran's order."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        start = opened.read(256)
+    small = file.stat().st_size <= base.MEMORY_LIMIT
+    return (start[:2] == b"PK" and small) or b"'fortran_order': True" in start
+
+
+def read_labels(path: Path, own: Array | Shards | None, file: str, *, count: int) -> Tensor | None:
+    """The labels (N,) int16 of a `file` of them, or the files' `own`; None if there are none.
+
+    Raises:
+        InputError: They are no class indices, or not one per example.
+    """
+    if not file:
+        return None if own is None else _labels(path, own, count)
+    found = list(open_arrays(Path(file).expanduser()).values())
+    require(len(found) == 1, f"{file} must hold one array of labels, got {len(found)}")
+    return _labels(Path(file), found[0], count)
 
 
 def open_arrays(path: Path) -> dict[str, Array]:
@@ -188,55 +226,42 @@ def open_arrays(path: Path) -> dict[str, Array]:
                 file.seek(0)
                 with np.load(file, allow_pickle=False) as archive:
                     return {name: archive[name] for name in archive.files}
-        return {path.stem: np.lib.format.open_memmap(path, mode="r")}  # refuses objects
+        return {"values": np.lib.format.open_memmap(path, mode="r")}  # refuses objects
     except _UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} is not a whole .npy or .npz file of numbers: {reason}") from error
+        raise InputError(f"{path} is not a whole .npy, .npz or .safetensors file of numbers: {reason}") from error
 
 
-def _labels(path: Path, labels: Array, count: int) -> Tensor:
+def _labels(path: Path, labels: Array | Shards, count: int) -> Tensor:
     require(
         labels.dtype.kind in "ui" and labels.shape == (count,),
         f"labels in {path} must be {count} integers, one per example, got {labels.dtype} of shape {labels.shape}",
     )
-    low, high = int(labels.min()), int(labels.max())
+    held = labels[:]
+    low, high = int(held.min()), int(held.max())
     require(
         low >= 0 and high < MAX_CLASSES,
         f"labels in {path} must be class indices from 0 to {MAX_CLASSES - 1}, got {low if low < 0 else high}",
     )
-    return torch.from_numpy(labels.astype(np.int64))
+    return torch.from_numpy(held.astype(np.int16))
 
 
 def _tail(count: int, fraction: float) -> int:
     return max(1, round(count * fraction)) if fraction > 0 else 0
 
 
-def _chunks(values: Array) -> Iterator[Array]:
-    rows = max(1, _CHUNK // values[0].size)
-    return (values[i : i + rows] for i in range(0, len(values), rows))
+def _greatest(table: Table) -> int:
+    rows = max(1, (1 << 21) // int(np.prod(table.values.shape[1:])))
+    return max(int(table.values[i : i + rows].max()) for i in range(0, len(table.values), rows))
 
 
-def _scan(path: Path, values: Array, levels: int | None) -> tuple[float, float]:
+def _look_through(table: Table, levels: int | None, start: int, stop: int) -> tuple[float, float]:
     """Check every number, and return the mean and the standard deviation of continuous ones, (0, 1) of others."""
     if levels is not None:
-        for chunk in _chunks(values):
-            low, high = int(chunk.min()), int(chunk.max())
-            require(
-                low >= 0 and high < levels,
-                f"values in {path} must be from 0 to {levels - 1} (`data.levels` = {levels}), got "
-                f"{low if low < 0 else high}; raise `data.levels` or mend the data",
-            )
+        scan_levels(table.file, table.values, levels, start=start, stop=stop)
         return 0.0, 1.0
-    pivot = float(values[0].astype(np.float64).mean())  # the variance is Σ(y − pivot)² less a small correction
-    total = squares = 0.0
-    for chunk in _chunks(values):
-        wrong = chunk.size - int(np.isfinite(chunk).sum())
-        require(wrong == 0, f"values in {path} must be finite, got {wrong} NaN or infinite; mend the data")
-        deviation = chunk.astype(np.float64) - pivot
-        total += float(deviation.sum())
-        squares += float(np.square(deviation).sum())
-    mean = total / values.size
-    return pivot + mean, max(squares / values.size - mean**2, 0.0) ** 0.5
+    found = scan_floats(table.file, table.values, start=start, stop=stop)
+    return found.mean[0], found.std[0]
 
 
 def _tensor(values: Array, spec: DataSpec) -> Tensor:

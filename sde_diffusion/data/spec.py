@@ -30,7 +30,7 @@ class DataSpec:
         shape: Event shape: (C, H, W) for images, (D,) for vectors, anything for arrays.
         levels: Discrete values are 0 … levels − 1; None for continuous data.
         classes: Names of the classes, label i being `classes[i]`; empty for unlabelled data.
-        shift, scale: Of continuous data, in its units.
+        shift, scale: Of continuous data, in its units: a number, or one for each of its channels, the first side.
 
     Raises:
         InputError: An empty or non-positive shape, levels outside 2 … 65536, a scale ≤ 0.
@@ -40,8 +40,8 @@ class DataSpec:
     shape: tuple[int, ...]
     levels: int | None
     classes: tuple[str, ...] = ()
-    shift: float = 0.0
-    scale: float = 1.0
+    shift: float | tuple[float, ...] = 0.0
+    scale: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
         require(
@@ -50,8 +50,13 @@ class DataSpec:
         )
         if self.levels is not None:
             require(2 <= self.levels <= MAX_LEVELS, f"`levels` must be from 2 to {MAX_LEVELS}, got {self.levels}")
-        require_positive(scale=self.scale)
-        require(math.isfinite(self.shift), f"`shift` must be finite, got {self.shift}")
+        for name, values in (("shift", _listed(self.shift)), ("scale", _listed(self.scale))):
+            require(
+                not isinstance(getattr(self, name), tuple) or len(values) == self.shape[0],
+                f"`{name}` must be a number or one for each of {self.shape[0]} channels, got {len(values)}",
+            )
+        require_positive(scale=min(_listed(self.scale)))
+        require(all(map(math.isfinite, _listed(self.shift))), f"`shift` must be finite, got {self.shift}")
 
     @property
     def dims(self) -> int:
@@ -75,7 +80,7 @@ class DataSpec:
             x, (B, *shape) float32.
         """
         if self.levels is None:
-            return ((values - self.shift) / self.scale).float()
+            return ((values - self._along(self.shift, values)) / self._along(self.scale, values)).float()
         return (values.float() + (0.5 if u is None else u)) * (2 / self.levels) - 1
 
     def from_model(self, x: Tensor) -> Tensor:
@@ -85,9 +90,16 @@ class DataSpec:
             n = ⌊L (x + 1)/2⌋ clipped to 0 … L − 1, as uint8 (int32 where L > 256); or y = shift + scale x.
         """
         if self.levels is None:
-            return self.shift + self.scale * x
+            return self._along(self.shift, x) + self._along(self.scale, x) * x
         n = ((x.float() + 1) * (self.levels / 2)).floor().clamp(0, self.levels - 1)
         return n.to(self.dtype)
+
+    def _along(self, value: float | tuple[float, ...], values: Tensor) -> float | Tensor:
+        """A number as it is, one for each channel as a tensor that goes with (…, *shape)."""
+        if not isinstance(value, tuple):
+            return value
+        kind = values.dtype if values.dtype == torch.float64 else torch.float32
+        return torch.tensor(value, dtype=kind, device=values.device).reshape(-1, *[1] * (len(self.shape) - 1))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -103,15 +115,23 @@ class DataSpec:
         does not depend on its neighbours. NaN is black.
         """
         if self.levels is None:
-            grey = ((values - self.shift) / (6 * self.scale) + 0.5).nan_to_num(nan=0.0)
+            shift, scale = self._along(self.shift, values), self._along(self.scale, values)
+            grey = ((values - shift) / (6 * scale) + 0.5).nan_to_num(nan=0.0)
         else:
             grey = values.float() / (self.levels - 1)
         return (grey.clamp(0, 1) * 255).round().to(torch.uint8)
 
     @property
     def bits_offset(self) -> float:
-        """−log₂ dx/dn = log₂(L/2), or −log₂ dx/dy = log₂ scale: bits per dimension from x to data units."""
-        return math.log2(self.scale if self.levels is None else self.levels / 2)
+        """−log₂ dx/dn = log₂(L/2), or −log₂ dx/dy = log₂ scale (its mean): bits per dimension from x to data units."""
+        return math.log2(self.unit if self.levels is None else self.levels / 2)
+
+    @property
+    def unit(self) -> float:
+        """`scale`, or the geometric mean of those of the channels."""
+        if not isinstance(self.scale, tuple):
+            return self.scale
+        return math.exp(math.fsum(map(math.log, self.scale)) / len(self.scale))
 
     def bits_per_dim(self, log_prob: Tensor) -> Tensor:
         """Negative log-density of the data in its own units, −log₂ p(x)/D + `bits_offset`.
@@ -139,7 +159,7 @@ class DataSpec:
         if self.levels is None:
             return (
                 f"bits/dim over {size} of continuous values: density of y, "
-                f"{formula} with x = (y − {self.shift:g})/{self.scale:g}"
+                f"{formula} with x = (y − {_shown(self.shift)})/{_shown(self.scale)}"
             )
         return (
             f"bits/dim over {size} of {self.levels} levels (0 … {self.levels - 1}): density of n + u, u {noise}, "
@@ -178,6 +198,16 @@ class DataSpec:
         """
         try:
             fields = dict(values)
-            return cls(**fields | {"shape": tuple(fields["shape"]), "classes": tuple(fields["classes"])})
+            sides = {key: tuple(value) for key, value in fields.items() if isinstance(value, list | tuple)}
+            return cls(**fields | sides | {"shape": tuple(fields["shape"]), "classes": tuple(fields["classes"])})
         except (KeyError, TypeError) as error:
             raise InputError(f"not the description of a data set: {error}; was the file edited?") from error
+
+
+def _listed(value: float | tuple[float, ...]) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _shown(value: float | tuple[float, ...]) -> str:
+    shown = ", ".join(f"{number:g}" for number in _listed(value))
+    return f"({shown})" if isinstance(value, tuple) else shown

@@ -217,7 +217,7 @@ def _bits(setting: Setting, spec: DataSpec) -> Measured:
         y = setting.tensor([[6.0, 2.0, 9.0]])
         own = torch.distributions.Normal(5.0, 3.0)
         x = spec.to_model(y).to(y)
-        in_model = torch.distributions.Normal((5.0 - spec.shift) / spec.scale, 3.0 / spec.scale)
+        in_model = torch.distributions.Normal(spec.to_model(torch.full_like(y, 5.0)).to(y), 3.0 / spec.unit)
         log_prob = in_model.log_prob(x).sum(1)  # type: ignore[no-untyped-call]
         exact = -float(own.log_prob(y).mean()) / math.log(2)  # type: ignore[no-untyped-call]
     return Measured(worst(spec.bits_per_dim(log_prob), exact), 64 * setting.eps + 1e-6 * (spec.levels is None))

@@ -101,7 +101,7 @@ def test_all_values_and_labels_are_in_range_and_survive_the_round_trip(split: Da
     back = spec.from_model(x)
     assert x.dtype == torch.float32
     if spec.levels is None:
-        torch.testing.assert_close(back, values, rtol=1e-6, atol=1e-6 * spec.scale)
+        torch.testing.assert_close(back, values, rtol=1e-6, atol=1e-6 * spec.unit)
         assert values.isfinite().all()
     else:
         assert torch.equal(back, values)
@@ -161,5 +161,5 @@ def test_bits_of_the_uniform_density(split: Dataset) -> None:
     """A density of 2^−D on [−1, 1]^D is one of 1/L^D per value, or of (2 scale)^−D in units of y."""
     spec = split.spec
     bits = spec.bits_per_dim(torch.tensor([-spec.dims * math.log(2)], dtype=torch.float64))
-    expected = math.log2(2 * spec.scale if spec.levels is None else spec.levels)
+    expected = math.log2(2 * spec.unit if spec.levels is None else spec.levels)
     assert bits.item() == pytest.approx(expected, rel=1e-12)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion.data import Dataset, Split, arrays, base, training_batches
-from sde_diffusion.data.arrays import ArrayFile, Arrays
+from sde_diffusion.data import Dataset, Split, base, scan, training_batches
+from sde_diffusion.data.arrays import Arrays, ShardedDataset
 from sde_diffusion.data.base import TensorDataset
 from sde_diffusion.errors import InputError
 from tests.data.files import noise
@@ -71,7 +71,7 @@ def test_integers_have_levels(tmp_path: Path, dtype: str, levels: int | None, ex
 def test_floats_are_standardised_by_the_training_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, dtype: str
 ) -> None:
-    monkeypatch.setattr(arrays, "_CHUNK", chunk)
+    monkeypatch.setattr(scan, "_CHUNK", chunk)
     values = FLOATS.astype(dtype)
     values[36:] += 9  # the test split
     dataset = read("train", file=save(tmp_path / "a.npy", values))
@@ -158,9 +158,9 @@ def test_a_file_that_breaks_while_it_streams_is_named(tmp_path: Path, monkeypatc
     monkeypatch.setattr(base, "MEMORY_LIMIT", 0)
     path = tmp_path / "a.npy"
     dataset = read("train", file=save(path, FLOATS))
-    assert isinstance(dataset, ArrayFile)
+    assert isinstance(dataset, ShardedDataset)
     path.write_bytes(path.read_bytes()[:-300])
-    with pytest.raises(InputError, match=f"{path} is not a whole .npy or .npz file of numbers"):
+    with pytest.raises(InputError, match=f"{path} has changed while it was in use: it held float32 of shape .40, 5"):
         everything(dataset)
 
 
@@ -170,7 +170,9 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str, kept: int) -> No
     path = tmp_path / f"a.{suffix}"
     save(path, FLOATS)
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(InputError, match=f"{path} is not a whole .npy or .npz file of numbers: .") as error:
+    with pytest.raises(
+        InputError, match=f"{path} is not a whole .npy, .npz or .safetensors file of numbers: ."
+    ) as error:
         read("train", file=str(path))
     assert "\n" not in str(error.value)
 
@@ -181,7 +183,7 @@ def test_a_flipped_byte_in_an_archive_is_found(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[400] ^= 1
     path.write_bytes(data)
-    with pytest.raises(InputError, match=f"{path} is not a whole .npy or .npz file of numbers: Bad CRC"):
+    with pytest.raises(InputError, match=f"{path} is not a whole .npy, .npz or .safetensors file of numbers: Bad CRC"):
         read("train", file=str(path))
 
 
@@ -270,7 +272,9 @@ def test_a_test_file_must_fit(tmp_path: Path, test: Any, labels: Any, message: s
 
 
 def test_missing_files_and_splits_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"`data.file` must name a .npy or .npz file, got nothing; set it"):
+    with pytest.raises(
+        InputError, match=r"`data.file` must name a .npy or .npz file or a folder of them, got nothing; set it"
+    ):
         Arrays().load("train")
     with pytest.raises(InputError, match=f"array file {tmp_path}/none.npy must exist; check the path"):
         read("train", file=str(tmp_path / "none.npy"))
