@@ -38,6 +38,8 @@ ODE = ("solvers,likelihood", "solvers/test_runge_kutta.py,solvers/test_ode.py,so
 LIKELIHOOD = ("likelihood", "likelihood")
 UNITS = ("likelihood", "data/test_spec.py,likelihood")
 DATA = ("training", "data/test_loader.py,training")
+SHARDS = ("training", "data/test_shards.py")
+LATENTS = ("training", "data/test_latents.py")
 ORDER = ("training", "data/test_order.py,data/test_loader.py")
 TRAINING = ("training", "training/test_parts.py,training")
 
@@ -980,10 +982,42 @@ FAULTS = [
     Fault(
         "dequantisation-missing",
         "data/loader.py",
-        "return Batch(spec.to_model(values, u), None if labels is None else labels.to(device, non_blocking=True))",
-        "return Batch(spec.to_model(values), None if labels is None else labels.to(device, non_blocking=True))",
+        "return Batch(spec.to_model(values, u), None if stored.label is None else stored.label.to(device))",
+        "return Batch(spec.to_model(values), None if stored.label is None else stored.label.to(device))",
         "training does without dequantisation noise",
         *DATA,
+    ),
+    Fault(
+        "shard-neighbour",
+        "data/shards.py",
+        'which = np.searchsorted(self._ends, rows, side="right")',
+        'which = np.searchsorted(self._ends, rows, side="left")',
+        "the first row of a shard is looked for in the one before",
+        *SHARDS,
+    ),
+    Fault(
+        "shard-run-over-an-end",
+        "data/shards.py",
+        "np.flatnonzero((np.diff(rows) != 1) | (np.diff(which) != 0)) + 1",
+        "np.flatnonzero(np.diff(rows) != 1) + 1",
+        "consecutive rows are read beyond the end of their shard",
+        *SHARDS,
+    ),
+    Fault(
+        "latents-one-draw",
+        "data/loader.py",
+        "draws(_LATENT, k).normal(spec.shape)",
+        "draws(_LATENT, 0).normal(spec.shape)",
+        "every step draws the same of a Gaussian",
+        *LATENTS,
+    ),
+    Fault(
+        "latents-scale-of-means",
+        "data/latents.py",
+        "(a * a + b * b + c * c) ** 0.5",
+        "(a * a) ** 0.5",
+        "the scale of latents leaves out their own spread",
+        *LATENTS,
     ),
     Fault(
         "resume-off-by-one",

@@ -5,6 +5,7 @@ from sde_diffusion.data.base import Batch, Dataset, DataSource, Split, TensorDat
 from sde_diffusion.data.cifar10 import CIFAR10
 from sde_diffusion.data.digits import Digits
 from sde_diffusion.data.images import Images
+from sde_diffusion.data.latents import Latents
 from sde_diffusion.data.loader import sweep, training_batches
 from sde_diffusion.data.mnist import MNIST, FashionMNIST
 from sde_diffusion.data.spec import DataSpec
@@ -17,6 +18,7 @@ DATASETS: dict[str, type[DataSource]] = {
     "cifar10": CIFAR10,
     "images": Images,
     "arrays": Arrays,
+    "latents": Latents,
     "two_moons": TwoMoons,
     "swiss_roll": SwissRoll,
     "checkerboard": Checkerboard,

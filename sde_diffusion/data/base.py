@@ -30,6 +30,18 @@ class Batch(NamedTuple):
     label: Tensor | None
 
 
+class Raw(NamedTuple):
+    """Examples as they are stored.
+
+    values: Data units, (B, *shape). label: (B,) int64, or None. std: Where each example is a Gaussian of mean
+    `values`, its standard deviation, (B, *shape); otherwise None.
+    """
+
+    values: Tensor
+    label: Tensor | None
+    std: Tensor | None = None
+
+
 class Dataset(ABC):
     """One split, in a fixed order."""
 
@@ -50,6 +62,10 @@ class Dataset(ABC):
         Raises:
             InputError: A file cannot be read; the message names it.
         """
+
+    def raw(self, indices: Tensor) -> Raw:
+        """The examples at `indices` with all that is stored of them: what training draws from."""
+        return Raw(*self.fetch(indices))
 
     def to(self, device: torch.device | str) -> "Dataset":
         """This set with its tensors on `device`; itself where it is read from the disk."""
@@ -84,12 +100,17 @@ class TensorDataset(Dataset):
         return len(self.values)
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-        indices = indices.to(self.values.device)
+        indices = on_device(indices, self.values.device)
         return self.values[indices], None if self.labels is None else self.labels[indices]
 
     def to(self, device: torch.device | str) -> "TensorDataset":
         labels = None if self.labels is None else self.labels.to(device)
         return TensorDataset(self.spec, self.values.to(device), labels)
+
+
+def on_device(indices: Tensor, device: torch.device) -> Tensor:
+    """Indices where the data are; on the way to CUDA the host waits for nothing."""
+    return indices.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else indices.to(device)
 
 
 class Subset(Dataset):
@@ -105,6 +126,9 @@ class Subset(Dataset):
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         return self._base.fetch(indices + self._start)
+
+    def raw(self, indices: Tensor) -> Raw:
+        return self._base.raw(indices + self._start)
 
     def to(self, device: torch.device | str) -> "Subset":
         return Subset(self._base.to(device), self._start, self._count)

@@ -4,21 +4,17 @@ Nothing has to be saved to resume a run, and data held in memory and data stream
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
-from sde_diffusion.data.base import Batch, Dataset
+from sde_diffusion.data.base import Batch, Dataset, Raw
 from sde_diffusion.data.order import training_order
-from sde_diffusion.errors import InputError, require, require_positive
+from sde_diffusion.data.workers import choose_workers, read_ahead
+from sde_diffusion.errors import require, require_positive
 from sde_diffusion.rng import SampleStream
 
-_FLIP, _NOISE, _SWEEP = 0xDA7A02, 0xDA7A03, 0xDA7A04  # purposes of random numbers
-
-Raw = tuple[Tensor, Tensor | None]
+# purposes of random numbers
+_FLIP, _NOISE, _SWEEP, _LATENT, _SWEPT_LATENT = 0xDA7A02, 0xDA7A03, 0xDA7A04, 0xDA7A05, 0xDA7A06
 
 
 def training_batches(
@@ -30,7 +26,7 @@ def training_batches(
     device: torch.device | str = "cpu",
     flip: bool = False,
     dequantise: bool = True,
-    workers: int = 0,
+    workers: int | None = 0,
     rows: range | None = None,
 ) -> Iterator[Batch]:
     """The batches `start`, `start` + 1, … of training, without end.
@@ -42,7 +38,8 @@ def training_batches(
         batch: Examples per batch B.
         flip: Mirror each image left to right with probability ½.
         dequantise: Add uniform noise u to discrete values; otherwise they sit at the centres of their bins.
-        workers: Processes that read ahead where the set is on the disk; unused for one in memory.
+        workers: Processes that read ahead where the set is on the disk, None for as many as the machine has cores to
+            spare; unused for one in memory.
         rows: Which rows of each batch are wanted, one after another; None for all.
 
     Raises:
@@ -50,7 +47,7 @@ def training_batches(
     """
     require_positive(batch=batch)
     require(start >= 0, f"`start` must be ≥ 0, got {start}")
-    require(workers >= 0, f"`workers` must be ≥ 0, got {workers}")
+    require(workers is None or workers >= 0, f"`workers` must be ≥ 0, got {workers}")
     spec = dataset.spec
     require(
         not flip or spec.is_image,
@@ -58,26 +55,46 @@ def training_batches(
     )
     rows = range(batch) if rows is None else rows
     order = training_order(len(dataset), batch=batch, seed=seed, start=start, rows=rows)
+    on_cuda = torch.device(device).type == "cuda"
     raw: Iterator[Raw]
     if dataset.in_memory:
-        raw = map(dataset.to(device).fetch, order)
+        raw = map(dataset.to(device).raw, order)
     else:
-        raw = _read_ahead(dataset, order, workers, pin=torch.device(device).type == "cuda")
+        raw = read_ahead(dataset, order, choose_workers(workers), pin=on_cuda)
+        raw = _copied(raw, torch.device(device)) if on_cuda else raw
 
     def draws(purpose: int, k: int) -> SampleStream:
         return SampleStream(seed, purpose, k, start=rows.start, count=len(rows), total=batch, device=device)
 
-    def prepare(k: int, values: Tensor, labels: Tensor | None) -> Batch:
-        values = values.to(device, non_blocking=True)
+    def prepare(k: int, stored: Raw) -> Batch:
+        values = stored.values.to(device)
+        if stored.std is not None:
+            values = values + stored.std.to(device) * draws(_LATENT, k).normal(spec.shape)
         if flip:
             coin = draws(_FLIP, k).uniform(()) < 0.5
             values = torch.where(coin.reshape(-1, 1, 1, 1), values.flip(-1), values)
         u = None
         if dequantise and spec.levels is not None:
             u = draws(_NOISE, k).uniform(spec.shape)
-        return Batch(spec.to_model(values, u), None if labels is None else labels.to(device, non_blocking=True))
+        return Batch(spec.to_model(values, u), None if stored.label is None else stored.label.to(device))
 
-    return (prepare(k, values, labels) for k, (values, labels) in enumerate(raw, start))
+    return (prepare(k, stored) for k, stored in enumerate(raw, start))
+
+
+def _copied(raw: Iterator[Raw], device: torch.device) -> Iterator[Raw]:
+    """Pinned examples on a CUDA device, copied beside what the device computes meanwhile; no waiting."""
+    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    for stored in raw:
+        with torch.cuda.stream(beside):
+            values, *rest = (None if part is None else part.to(device, non_blocking=True) for part in stored)
+        assert values is not None
+        moved = Raw(values, *rest)
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(beside)
+        for part in moved:
+            if part is not None:
+                part.record_stream(current)  # its memory is not to be used anew before the step is through
+        yield moved
 
 
 def sweep(
@@ -111,11 +128,14 @@ def sweep(
 
     def read(first: int) -> Batch:
         count = min(batch, stop - first)
-        values, labels = dataset.fetch(torch.arange(first, first + count))
-        u = None
+        values, label, std = dataset.raw(torch.arange(first, first + count))
+        values, u = values.to(device), None
+        if std is not None:
+            normal = SampleStream(seed, _SWEPT_LATENT, start=first, count=count, device=device).normal(spec.shape)
+            values = values + std.to(device) * normal
         if dequantise and spec.levels is not None:
             u = dequantisation_stream(seed, start=first, count=count, device=device).uniform(spec.shape)
-        return Batch(spec.to_model(values.to(device), u), None if labels is None else labels.to(device))
+        return Batch(spec.to_model(values, u), None if label is None else label.to(device))
 
     return ((first, read(first)) for first in range(start, stop, batch))
 
@@ -123,36 +143,3 @@ def sweep(
 def dequantisation_stream(seed: int, *, start: int, count: int, device: torch.device | str = "cpu") -> SampleStream:
     """Random numbers of the examples `start` … `start` + `count` − 1; their first uniform draw is the u of `sweep`."""
     return SampleStream(seed, _SWEEP, start=start, count=count, device=device)
-
-
-class _Reader(TorchDataset[Raw | InputError]):
-    """Reads a whole batch at a time in a worker, and hands an error back as a value: torch would bury its message."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
-
-    def __getitem__(self, indices: Tensor) -> Raw | InputError:
-        try:
-            return self._dataset.fetch(indices)
-        except InputError as error:
-            return error
-
-
-def _unchanged(item: Any) -> Any:
-    return item
-
-
-def _read_ahead(dataset: Dataset, order: Iterator[Tensor], workers: int, *, pin: bool) -> Iterator[Raw]:
-    loader: DataLoader[Raw | InputError] = DataLoader(
-        _Reader(dataset),
-        batch_size=None,  # the sampler's items are whole batches
-        sampler=order,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        pin_memory=pin,
-        generator=torch.Generator(),  # or the loader draws from the global one
-    )
-    for item in loader:
-        if isinstance(item, InputError):
-            raise item
-        yield item[0], item[1]

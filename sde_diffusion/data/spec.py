@@ -11,6 +11,7 @@ Reference for densities of dequantised data: Theis et al. 2016, arXiv:1511.01844
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -98,8 +99,8 @@ class DataSpec:
         """A number as it is, one for each channel as a tensor that goes with (…, *shape)."""
         if not isinstance(value, tuple):
             return value
-        kind = values.dtype if values.dtype == torch.float64 else torch.float32
-        return torch.tensor(value, dtype=kind, device=values.device).reshape(-1, *[1] * (len(self.shape) - 1))
+        kind = torch.float64 if values.dtype == torch.float64 else torch.float32
+        return _column(value, kind, values.device).reshape(-1, *[1] * (len(self.shape) - 1))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -202,6 +203,12 @@ class DataSpec:
             return cls(**fields | sides | {"shape": tuple(fields["shape"]), "classes": tuple(fields["classes"])})
         except (KeyError, TypeError) as error:
             raise InputError(f"not the description of a data set: {error}; was the file edited?") from error
+
+
+@lru_cache(maxsize=64)
+def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor made once, since making one on CUDA waits for the device."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def _listed(value: float | tuple[float, ...]) -> tuple[float, ...]:

@@ -63,7 +63,8 @@ class TrainingConfig:
             `uniform` and `centre` of older configs.
         flip: Mirror images at random.
         label_dropout: Share of labels hidden in training of a conditional model.
-        workers: Processes that read data that do not fit in memory.
+        workers: Processes that read data that do not fit in memory, on each rank; null for as many as the machine has
+            cores to spare.
         log_every, validate_every, sample_every, save_every: Steps between lines of the log, validations, pictures and
             checkpoints; 0 for never. A checkpoint is always written at the end.
         validation_examples: Number of held-out examples in the validation loss.
@@ -90,7 +91,7 @@ class TrainingConfig:
     dequantise: TrainingNoise = UniformNoise()
     flip: bool = False
     label_dropout: float = 0.1
-    workers: int = 0
+    workers: int | None = None
     log_every: int = 50
     validate_every: int = 500
     validation_examples: int = 512
@@ -104,8 +105,9 @@ class TrainingConfig:
         require_positive(steps=self.steps, batch=self.batch, accumulate=self.accumulate, keep=self.keep)
         require_positive(learning_rate=self.learning_rate, preview_count=self.preview_count)
         require_positive(validation_examples=self.validation_examples)
-        for name in ("warmup", "weight_decay", "log_every", "validate_every", "sample_every", "save_every", "workers"):
+        for name in ("warmup", "weight_decay", "log_every", "validate_every", "sample_every", "save_every"):
             require(getattr(self, name) >= 0, f"`{name}` must be ≥ 0, got {getattr(self, name)}")
+        require((self.workers or 0) >= 0, f"`workers` must be ≥ 0 or null, got {self.workers}")
         require((self.snapshot_every or 0) >= 0, f"`snapshot_every` must be ≥ 0 or null, got {self.snapshot_every}")
         require(self.accumulate <= self.batch, f"`accumulate` must be ≤ `batch` = {self.batch}, got {self.accumulate}")
         require(0 <= self.label_dropout <= 1, f"`label_dropout` must be in [0, 1], got {self.label_dropout}")

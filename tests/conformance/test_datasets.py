@@ -33,6 +33,14 @@ def make_arrays(path: Path, _: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"file": str(path / "a.npz"), "levels": 5}
 
 
+def make_latents(path: Path, _: pytest.MonkeyPatch) -> dict[str, Any]:
+    (path / "latents").mkdir()
+    for i, count in enumerate((13, 1, 16)):
+        values = np.random.default_rng(i).normal(3, 2, (count, 4, 2, 2)).astype(np.float32)
+        np.savez(path / "latents" / f"{i}.npz", x=values, labels=np.arange(count) % 2)
+    return {"root": str(path / "latents"), "per_channel": True, "spread": 0.5}
+
+
 def no_files(_: Path, __: pytest.MonkeyPatch) -> dict[str, Any]:
     return {}
 
@@ -45,6 +53,7 @@ MAKERS: dict[str, Callable[[Path, pytest.MonkeyPatch], dict[str, Any]]] = {
     "cifar10": make_cifar10,
     "images": make_images,
     "arrays": make_arrays,
+    "latents": make_latents,
 } | {name: no_files for name, source in DATASETS.items() if issubclass(source, Toy)}
 
 SPLITS: tuple[Split, ...] = get_args(Split)
