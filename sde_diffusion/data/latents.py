@@ -70,8 +70,8 @@ class Latents(DataSource):
             start, stop = 0, len(table.mean)
             require(
                 table.mean.shape[1:] == spec.shape and (table.label is None) == (not spec.classes),
-                f"{table.place} must hold latents like {root / 'train'}, {spec.shape} {_with(spec.classes)} labels, got "
-                f"{table.mean.shape[1:]} {_with(table.label is not None)}",
+                f"{table.place} must hold latents like {root / 'train'}, {spec.shape} {_with(spec.classes)} labels, "
+                f"got {table.mean.shape[1:]} {_with(table.label is not None)}",
             )
         require(start < stop, f"the {split} split of {root} is empty; raise `data.test_fraction`")
         if table.label is not None:
