@@ -272,7 +272,10 @@ def load_trained(
         part.load_state_dict(checkpoint.group(f"parts.{name}"))
         part.eval().requires_grad_(False)
     model.eval().requires_grad_(False)
-    prepare(model, resolve_perf(config, device))
+    perf = resolve_perf(config, device)
+    prepare(model, perf)
+    if perf.cuda_graphs:
+        model.record()
     return Trained(model, spec, config, checkpoint.meta["step"], origin, parts=parts)
 
 

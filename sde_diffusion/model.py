@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.errors import InputError, require, require_positive
+from sde_diffusion.graphs import Graphed
 from sde_diffusion.registry import lookup
 from sde_diffusion.score import ScoreFn, on_device
 from sde_diffusion.sde import SDE, AtTime
@@ -136,6 +137,11 @@ class ScoreModel(nn.Module):
         self.predict = lookup(PREDICTIONS, prediction, "prediction")
         self.c_noise = lookup(NOISE_CONDITIONINGS, conditioning, "noise conditioning")
         self.c_noise(sde, torch.tensor(sde.t_max))  # what does not suit the process says so now
+        self._recorded: Graphed | None = None
+
+    def record(self) -> None:
+        """Call the network through CUDA graphs from now on, where no gradient is asked for; its weights stay put."""
+        self._recorded = Graphed(self.net)
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The score of x_t = `x`, (B, *D). Costs one call of the network.
@@ -190,7 +196,8 @@ class ScoreModel(nn.Module):
 
     def _evaluate(self, at: _Coefficients, x: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The score and the raw second head, with coefficients that broadcast against `x` (B, *D)."""
-        estimate: Tensor = self.net(at.c_in * x, at.c_noise, label).to(x.dtype)
+        network = self._recorded or self.net
+        estimate: Tensor = network(at.c_in * x, at.c_noise, label).to(x.dtype)
         second = None
         if self.learned_variance:
             estimate, second = estimate.chunk(2, 1)

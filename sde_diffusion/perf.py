@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sde_diffusion.errors import require_one_of
+from sde_diffusion.errors import require, require_one_of
 
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 Choice = Literal["auto", "always", "never"]
@@ -28,11 +28,13 @@ class Perf:
         channels_last: Whether images lie in memory pixel by pixel rather than channel by channel.
         compile: Whether the network is compiled.
         checkpointing: Whether training computes the inside of blocks twice rather than keep it.
+        cuda_graphs: Whether a trained network's kernels are recorded for each shape of its inputs, to sample by them.
     """
 
     channels_last: bool = False
     compile: bool = False
     checkpointing: bool = False
+    cuda_graphs: bool = False
 
     def __str__(self) -> str:
         layout = "channels_last" if self.channels_last else "contiguous"
@@ -49,6 +51,7 @@ class PerfConfig:
         compile: Whether the network is compiled by `torch.compile`.
         checkpointing: Whether training forgets what is inside the network's blocks and computes it again for the
             gradient (activation checkpointing): a forward more for each step, and much less memory.
+        cuda_graphs: Whether a trained network is recorded as a CUDA graph for each shape of its inputs (`graphs`).
 
     Raises:
         InputError: Another value.
@@ -57,18 +60,29 @@ class PerfConfig:
     memory_format: MemoryFormat = "auto"
     compile: Choice = "auto"
     checkpointing: bool = False
+    cuda_graphs: Choice = "auto"
 
     def __post_init__(self) -> None:
         require_one_of("memory_format", self.memory_format, get_args(MemoryFormat))
         require_one_of("compile", self.compile, get_args(Choice))
+        require_one_of("cuda_graphs", self.cuda_graphs, get_args(Choice))
 
     def resolve(self, device: torch.device) -> Perf:
-        """The choices for `device`."""
+        """The choices for `device`.
+
+        Raises:
+            InputError: `cuda_graphs` = always for another device.
+        """
         cuda = device.type == "cuda"
+        require(
+            cuda or self.cuda_graphs != "always",
+            f"`perf.cuda_graphs` = always needs a CUDA device, got {device.type}; take auto",
+        )
         return Perf(
             channels_last=cuda if self.memory_format == "auto" else self.memory_format == "channels_last",
             compile=self.compile == "always",
             checkpointing=self.checkpointing,
+            cuda_graphs=cuda and self.cuda_graphs != "never",
         )
 
 

@@ -8,11 +8,23 @@ import torch
 
 from sde_diffusion.build import Config, ModelConfig, build_trainer, load_trained, read_config
 from sde_diffusion.config import Recipe
+from sde_diffusion.graphs import Graphed
 from sde_diffusion.guidance import ClassifierFree
 from sde_diffusion.likelihood import ExactTrace, Hutchinson, log_likelihood
+from sde_diffusion.model import ScoreModel
 from sde_diffusion.networks import UNet
+from sde_diffusion.perf import PerfConfig
 from sde_diffusion.sampling import sample
-from sde_diffusion.solvers import Ancestral, EulerMaruyama, PerSampleODE, SeededNoise, Solver
+from sde_diffusion.sde import VPSDE
+from sde_diffusion.solvers import (
+    Ancestral,
+    DPMpp2M,
+    EulerMaruyama,
+    PerSampleODE,
+    ReverseProcess,
+    SeededNoise,
+    Solver,
+)
 from sde_diffusion.training import RunFolder, TrainingConfig, load_checkpoint
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -92,3 +104,57 @@ def test_likelihoods_are_those_of_the_cpu(tmp_path: Path, divergence: Hutchinson
         )
     # each solve is within its tolerance, 1e-5 relative to each of some hundred evaluations
     torch.testing.assert_close(found[1].cpu(), found[0], rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("label", [None, 1])
+def test_recorded_networks_sample_what_eager_ones_do(tmp_path: Path, label: int | None) -> None:
+    """The same kernels in the same order; cuDNN may choose others under recording, so up to rounding."""
+    model = dataclasses.replace(TINY, conditional=label is not None)
+    config = Config(model=model, training=TrainingConfig(steps=1, sample_every=0, validate_every=0))
+    folder = RunFolder(tmp_path / "run")
+    build_trainer(config, folder, DEVICE).run()
+    newest = folder.latest()
+    assert newest is not None
+    found = []
+    for choice in ("always", "never"):
+        chosen = dataclasses.replace(config, perf=PerfConfig(cuda_graphs=choice))
+        score_fn = load_trained(load_checkpoint(newest, DEVICE), chosen, DEVICE).model.bind(label)
+        for solver in (EulerMaruyama(steps=8, eta=0.0), PerSampleODE(rtol=1e-3, atol=1e-3), EulerMaruyama(steps=8)):
+            noise = SeededNoise(0, device=DEVICE)
+            found.append(sample(score_fn, config.sde, solver, (4, 1, 8, 8), noise=noise).x)
+    for recorded, eager in zip(found[:3], found[3:], strict=True):
+        torch.testing.assert_close(recorded, eager, rtol=1e-2, atol=1e-2)
+
+
+def test_a_recorded_network_replays_one_graph() -> None:
+    network = UNet((1, 8, 8), channels=8, multipliers=(1, 2), blocks=1, attention=(4,)).to(DEVICE).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    graphed = Graphed(network)
+    with torch.no_grad():
+        for seed in range(6):
+            draws = torch.Generator(DEVICE).manual_seed(seed)
+            x, c_noise = (torch.randn(*shape, generator=draws, device=DEVICE) for shape in ((4, 1, 8, 8), (4,)))
+            torch.testing.assert_close(graphed(x, c_noise).clone(), network(x, c_noise), rtol=1e-3, atol=1e-3)
+    assert len(graphed._recordings) == 1, "the recording failed"
+
+
+def test_the_loop_of_a_grid_solver_does_not_wait_for_the_device() -> None:
+    """Under CUDA's own watch for synchronisation, which makes of each an error, no step stops."""
+    sde, solver = VPSDE(), DPMpp2M(steps=6)
+    model = ScoreModel(UNet((1, 8, 8), channels=8, multipliers=(1, 2), blocks=1).to(DEVICE).eval(), sde)
+    x, noise = torch.randn(4, 1, 8, 8, device=DEVICE), SeededNoise(0, device=DEVICE)
+    noise.prior((4, 1, 8, 8))
+    with torch.no_grad():
+        for chosen in (solver, EulerMaruyama(steps=6)):
+            plan, state, y = chosen.plan(sde, chosen.grid(sde, 1.0, 0.1, 6)), None, x
+            process = ReverseProcess(sde, model, noise=noise)
+            process = process.along([t for row in plan for t in (row.t, row.t_next)], x)
+            chosen.update(process, x, plan[0], None)  # what is set up once may wait
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                for row in plan:
+                    y, state = chosen.update(process, y, row, state)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            assert y.isfinite().all()
