@@ -165,7 +165,7 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, ranks
         folder=folder,
         seed=config.seed,
         device=device,
-        meta={"config": plain_config(config), "data": train.spec.to_dict(), "perf": str(perf)},
+        meta={"config": plain_config(config), "data": train.spec.to_dict(), "examples": len(train), "perf": str(perf)},
         parts=build_parts(config, train.spec, device),
         ranks=ranks,
     )
@@ -198,7 +198,7 @@ def build_classifier_trainer(
         folder=folder,
         seed=config.seed,
         device=device,
-        meta={"config": plain_config(config), "data": train.spec.to_dict(), "kind": CLASSIFIER},
+        meta={"config": plain_config(config), "data": train.spec.to_dict(), "examples": len(train), "kind": CLASSIFIER},
         ranks=ranks,
     )
 

@@ -48,7 +48,7 @@ By several processes, of which each has its own GPU: torchrun --nproc-per-node 4
 
 # may differ from the run's first command without making it another run
 FREE = (
-    *("training.steps", "training.keep", "training.workers", "training.validation_examples"),
+    *("training.steps", "training.keep", "training.workers", "training.changed_data", "training.validation_examples"),
     *("training.log_every", "training.validate_every", "training.sample_every", "training.save_every"),
     *("training.snapshot_every", "training.preview", "training.preview_count"),
     *("training.parallel", "perf", "sampling", "likelihood", "classifier"),
@@ -151,6 +151,7 @@ def _prepared(
         if checkpoint is not None:
             now, then = trainer.train.spec, checkpoint.meta["data"]
             require(then == now.to_dict(), f"the data of the run {folder.path} have changed: {now} now, {then} then")
+            _same_length(len(trainer.train), checkpoint.meta.get("examples"), folder, config, tell=ranks.main)
             trainer.restore(checkpoint)
         if ranks.main:
             folder.write_config(raw)
@@ -169,6 +170,18 @@ def _described(trainer: Trainer, folder: RunFolder, config: Config) -> str:
     if step >= total:
         return what + f"{folder.path} already has {step} steps; --steps {step + 1000} goes on"
     return what + f"{'resuming' if step else 'training'} {folder.path} from step {step} to {total}"
+
+
+def _same_length(now: int, then: int | None, folder: RunFolder, config: Config, *, tell: bool) -> None:
+    if then is None or now == then:  # older checkpoints do not tell
+        return
+    require(
+        config.training.changed_data == "accept",
+        f"the training split of the run {folder.path} had {then} examples and now has {now}; restore the data, or "
+        f"go on with what is there, in another order: --set training.changed_data=accept",
+    )
+    if tell:
+        click.echo(f"{now} examples where there were {then}: another order from here on", err=True)
 
 
 def _same_run(old: Raw, new: Raw, folder: RunFolder, free: Sequence[str], *, tell: bool) -> None:

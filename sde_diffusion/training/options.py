@@ -65,6 +65,7 @@ class TrainingConfig:
         label_dropout: Share of labels hidden in training of a conditional model.
         workers: Processes that read data that do not fit in memory, on each rank; null for as many as the machine has
             cores to spare.
+        changed_data: Whether a run may be resumed with another number of examples, in whose order it goes on.
         log_every, validate_every, sample_every, save_every: Steps between lines of the log, validations, pictures and
             checkpoints; 0 for never. A checkpoint is always written at the end.
         validation_examples: Number of held-out examples in the validation loss.
@@ -92,6 +93,7 @@ class TrainingConfig:
     flip: bool = False
     label_dropout: float = 0.1
     workers: int | None = None
+    changed_data: Literal["refuse", "accept"] = "refuse"
     log_every: int = 50
     validate_every: int = 500
     validation_examples: int = 512

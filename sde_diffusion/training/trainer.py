@@ -19,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sde_diffusion.data import Batch, Dataset, training_batches
 from sde_diffusion.distributed import ALONE, Ranks, told_of_loss
-from sde_diffusion.errors import require
+from sde_diffusion.errors import InputError, RunError, ToldError, require
 from sde_diffusion.losses import DSMLoss
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.perf import resolve_precision
@@ -210,7 +210,13 @@ class Trainer:
         stop.signal = self.ranks.highest(stop.signal or 0) or None
         if stop.signal is not None:
             return None
-        return next(batches)
+        try:
+            return next(batches)
+        except (InputError, RunError, ToldError) as error:  # no rank is in the midst of a step
+            foreseen = self.ranks.alone or isinstance(error, InputError) or getattr(error, "code", 1) == 2
+            if foreseen and self._saved != self.step:
+                self._save()
+            raise
 
     def _due(self, name: str) -> bool:
         """Whether log, validate, sample, snapshot or save is to be done now: every so often, and at the end."""
