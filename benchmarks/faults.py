@@ -1038,6 +1038,15 @@ FAULTS = [
         *LATENTS,
     ),
     Fault(
+        "listing-unsorted",
+        "data/images.py",
+        "return files.take(files.keys().argsort())",
+        "return files",
+        "images are in the order of the disk",
+        "training",
+        "data/test_images.py,data/test_listing.py",
+    ),
+    Fault(
         "resume-off-by-one",
         "data/order.py",
         "batches = torch.arange(start, start + together)",

@@ -1,8 +1,6 @@
 """A folder of images of any size, grey or coloured, resized and cropped to one size."""
 
-import hashlib
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +12,12 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sde_diffusion.data.base import Dataset, DataSource, TensorDataset, fits_in_memory
+from sde_diffusion.data.listing import Listing, list_files
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.errors import InputError, require
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+KEYS = 1 << 48  # number of keys of names
 _DEEP_MODES = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}  # Pillow would clip these to 8 bits
 
 
@@ -54,7 +54,7 @@ class Images(DataSource):
         sorted_out = (root / "train").is_dir() and (root / "test").is_dir()
         top = root / "train" if sorted_out else root
         files = _files(top)
-        classes = _classes(top, files) if self.labelled else ()
+        classes = _classes(files) if self.labelled else ()
         if not sorted_out:
             files = self._part(top, files, split)
         elif split == "test":
@@ -62,18 +62,24 @@ class Images(DataSource):
             files = _files(top)
         height, width = self.size * 2 if len(self.size) == 1 else self.size
         spec = DataSpec("images", (self.channels, height, width), levels=256, classes=classes)
-        images = ImageFiles(spec, files, _labels(top, files, classes) if classes else None)
+        images = ImageFiles(spec, files, _labels(files, classes) if classes else None)
         if not fits_in_memory(spec, len(files)):
             return images
+        values = torch.empty(len(files), *spec.shape, dtype=torch.uint8)
+
+        def decode(index: int) -> None:
+            values[index] = images.decode(files[index])
+
         with ThreadPoolExecutor() as pool:
-            values = torch.stack(list(pool.map(images.decode, files)))
+            for _ in pool.map(decode, range(len(files))):
+                pass  # errors are raised here
         return TensorDataset(spec, values, images.labels)
 
-    def _part(self, root: Path, files: list[Path], split: str) -> list[Path]:
+    def _part(self, root: Path, files: Listing, split: str) -> Listing:
         """The files of one split: those whose keys lie below `test_fraction`, one at least, are the test split."""
-        cut = sum(_key(root, file) < self.test_fraction for file in files)
+        cut = int((files.keys() < self.test_fraction * KEYS).sum())
         cut = max(cut, 1) if self.test_fraction > 0 else 0
-        part = files[cut:] if split == "train" else files[:cut]
+        part = files.take(slice(cut, None) if split == "train" else slice(cut))
         require(
             len(part) > 0,
             f"the {split} split of {root} is empty with `data.test_fraction` = {self.test_fraction}; change it, add "
@@ -94,7 +100,7 @@ class Images(DataSource):
 class ImageFiles(Dataset):
     """Image files, decoded when they are fetched."""
 
-    def __init__(self, spec: DataSpec, files: Sequence[Path], labels: Tensor | None) -> None:
+    def __init__(self, spec: DataSpec, files: Listing, labels: Tensor | None) -> None:
         self.spec, self.files, self.labels = spec, files, labels
 
     def __len__(self) -> int:
@@ -102,7 +108,7 @@ class ImageFiles(Dataset):
 
     def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
         values = torch.stack([self.decode(self.files[i]) for i in indices.tolist()])
-        return values, None if self.labels is None else self.labels[indices]
+        return values, None if self.labels is None else self.labels[indices].long()
 
     def decode(self, file: Path) -> Tensor:
         """One image as `spec` wants it, (C, H, W) uint8.
@@ -126,50 +132,36 @@ class ImageFiles(Dataset):
         return torch.from_numpy(np.array(image).reshape(height, width, channels)).permute(2, 0, 1)
 
 
-def _files(root: Path) -> list[Path]:
+def _files(root: Path) -> Listing:
     """The images in `root` and below, without hidden files, in the order of their keys."""
     require(root.is_dir(), f"image folder {root} must exist and be a folder; check `data.root`")
     require(os.access(root, os.R_OK | os.X_OK), f"image folder {root} cannot be read; check its permissions")
-
-    def refuse(error: OSError) -> None:
-        raise InputError(f"image folder {error.filename} cannot be read: {error.strerror}; check its permissions")
-
-    files = [
-        file
-        for folder, _, names in os.walk(root, onerror=refuse)
-        for file in (Path(folder, name) for name in names)
-        if file.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in file.relative_to(root).parts)
-        and file.is_file()
-    ]
+    files = list_files(root, SUFFIXES)
     require(len(files) > 0, f"no images in {root}; known endings: {', '.join(sorted(SUFFIXES))}")
-    return sorted(files, key=lambda file: _key(root, file))
+    return files.take(files.keys().argsort())
 
 
-def _key(root: Path, file: Path) -> float:
-    """A number in [0, 1) from the name of the file below `root`."""
-    name = file.relative_to(root).as_posix().encode()
-    return int.from_bytes(hashlib.sha256(name).digest()[:6]) / (1 << 48)
-
-
-def _classes(root: Path, files: list[Path]) -> tuple[str, ...]:
+def _classes(files: Listing) -> tuple[str, ...]:
     """Names of the sub-folders that hold the images; none where the images lie in `root` itself."""
-    places = [file.relative_to(root).parts[:-1] for file in files]
-    classes = {place[0] for place in places if place}
-    if classes and not all(places):
+    inside = files.places >= 0
+    if inside.any() and not inside.all():
         raise InputError(
-            f"images must lie either all in sub-folders of {root}, which name their classes, or all beside them, got "
-            f"{sum(map(bool, places))} of {len(places)} in sub-folders; move them or set `data.labelled=false`"
+            f"images must lie either all in sub-folders of {files.root}, which name their classes, or all beside them, "
+            f"got {int(inside.sum())} of {len(files)} in sub-folders; move them or set `data.labelled=false`"
         )
-    return tuple(sorted(classes))
+    return tuple(
+        sorted(files.folders[place] for place in torch.bincount(files.places[inside]).nonzero()[:, 0].tolist())
+    )
 
 
-def _labels(root: Path, files: list[Path], classes: tuple[str, ...]) -> Tensor:
+def _labels(files: Listing, classes: tuple[str, ...]) -> Tensor:
+    """The class of each file, (N,) int32."""
     index = {name: i for i, name in enumerate(classes)}
-    labels = []
-    for file in files:
-        name = file.relative_to(root).parts[0]
-        if name not in index:
-            raise InputError(f"{file} must lie in a folder named for a class ({', '.join(classes[:10])}), got {name}")
-        labels.append(index[name])
-    return torch.tensor(labels)
+    labels = torch.tensor([index.get(name, -1) for name in files.folders] + [-1], dtype=torch.int32)[
+        files.places.long()
+    ]
+    if (labels < 0).any():
+        file = files[int((labels < 0).nonzero()[0])]
+        place = file.relative_to(files.root).parts[0]
+        raise InputError(f"{file} must lie in a folder named for a class ({', '.join(classes[:10])}), got {place}")
+    return labels
