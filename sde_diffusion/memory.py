@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 SHORTAGE = ("DefaultCPUAllocator", "can't allocate memory")  # how torch says so on the CPU, by a RuntimeError
 USABLE = 0.9  # share of what is free that work is planned for: allocators round, kernels want a little of their own
+CLEARLY = 1.5
 CGROUPS = (  # limit and use of a container
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -53,11 +54,22 @@ class Growth:
     each: float
 
     @classmethod
-    def measured(cls, device: torch.device, work: Callable[[int], object], *, few: int = 1) -> "Growth":
-        """That of `work`, from `few` and twice as many examples. Costs the work on three times `few`."""
-        one, two = (peak_memory(device, lambda n=n: work(n)) for n in (few, 2 * few))  # type: ignore[misc]
-        each = max(two - one, 1) / few
-        return cls(max(0.0, one - few * each), each)
+    def measured(cls, device: torch.device, work: Callable[[int], object], *, most: int) -> "Growth":
+        """That of `work` on n and 2n examples, the fewest that take clearly more memory than half as many.
+
+        Args:
+            work: Takes the number of examples.
+            most: 2n at most.
+        """
+
+        def peak(count: int) -> int:
+            return peak_memory(device, lambda: work(count))
+
+        n, one, two = 1, peak(1), peak(2)
+        while two < CLEARLY * one and 4 * n <= most:
+            n, one, two = 2 * n, two, peak(4 * n)
+        each = max(two - one, 1) / n
+        return cls(max(0.0, one - n * each), each)
 
     def at(self, count: int) -> float:
         """Bytes for `count` examples."""

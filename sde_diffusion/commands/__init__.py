@@ -6,7 +6,6 @@ import sys
 import time
 
 import click
-import torch
 
 from sde_diffusion.commands.classifier import classifier
 from sde_diffusion.commands.decode import decode
@@ -19,6 +18,7 @@ from sde_diffusion.commands.sample import sample
 from sde_diffusion.commands.train import train
 from sde_diffusion.commands.verify import verify
 from sde_diffusion.errors import InputError, RunError, ToldError
+from sde_diffusion.memory import is_shortage
 from sde_diffusion.version import __version__
 
 EPILOG = """\b
@@ -31,7 +31,6 @@ Examples:
 """
 
 FIRST_WORD = 2.0  # seconds in which torchrun has noticed that the first process failed
-NO_MEMORY = ("DefaultCPUAllocator", "can't allocate memory")  # how torch says so on the CPU, by a RuntimeError
 
 
 @click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -66,15 +65,13 @@ def main() -> None:
         _fail(error.format_message(), 2)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        _fail(f"out of memory: {error}; try a smaller --batch, or training.accumulate to train", 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read our output has gone
         sys.exit(1)  # as click does where it notices first
     except OSError as error:  # what no command foresaw, such as a path that is too long
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
-    except RuntimeError as error:
-        if not any(words in str(error) for words in NO_MEMORY):
+    except (RuntimeError, MemoryError) as error:
+        if not is_shortage(error):
             raise
         _fail(f"out of memory: {error}; try a smaller --batch, or training.accumulate to train", 1)
 

@@ -24,6 +24,7 @@ from sde_diffusion.commands.common import (
     write_json,
 )
 from sde_diffusion.commands.examples import file_facts
+from sde_diffusion.commands.fitting import fitting
 from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
 from sde_diffusion.commands.guiding import ALL, OWN, announce, class_assignments, class_options, guided, label_rows
 from sde_diffusion.commands.latents import read_labels, read_latents, solver_name, to_samples
@@ -123,4 +124,4 @@ def _decode_all(loaded: Loaded, z: npt.NDArray[Any], labels: Tensor, store: Grow
         return rows | label_rows(labels[now], known=int(labels.max()) >= 0)
 
     with tqdm(total=len(z), unit="img", disable=None) as bar:
-        store.fill(spans(0, len(z), options.batch), compute, bar)
+        store.fill(spans(0, len(z), options.batch), fitting(loaded, compute), bar)

@@ -22,6 +22,7 @@ from sde_diffusion.commands.common import (
     write_json,
 )
 from sde_diffusion.commands.examples import file_facts, open_examples
+from sde_diffusion.commands.fitting import fitting
 from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
 from sde_diffusion.commands.guiding import OWN, announce, class_assignments, class_options, guided
 from sde_diffusion.commands.latents import (
@@ -162,7 +163,7 @@ def _encode_all(loaded: Loaded, dataset: Dataset, store: GrowingArrays, how: dic
         return {name: value.cpu().numpy() for name, value in rows.items()}
 
     with tqdm(total=stop - begin, unit="img", disable=None) as bar:
-        store.fill(spans(begin, stop, config.sampling.batch), compute, bar)
+        store.fill(spans(begin, stop, config.sampling.batch), fitting(loaded, compute), bar)
 
 
 def _labels(loaded: Loaded, batch: Batch, first: int, *, own: bool) -> Tensor:

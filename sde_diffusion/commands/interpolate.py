@@ -24,6 +24,7 @@ from sde_diffusion.commands.common import (
     write_json,
 )
 from sde_diffusion.commands.examples import file_facts, open_examples
+from sde_diffusion.commands.fitting import fitting
 from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
 from sde_diffusion.commands.guiding import announce, class_assignments, class_options, guided
 from sde_diffusion.commands.latents import solver_name, to_latents, to_samples
@@ -162,4 +163,4 @@ def _decode_all(loaded: Loaded, z: Tensor, weights: Tensor, store: GrowingArrays
         }
 
     with tqdm(total=len(z), unit="frame", disable=None) as bar:
-        store.fill(spans(0, len(z), options.batch), compute, bar)
+        store.fill(spans(0, len(z), options.batch), fitting(loaded, compute), bar)

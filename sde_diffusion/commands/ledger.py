@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from sde_diffusion.commands.common import Loaded, make_folder, write_json
+from sde_diffusion.commands.fitting import fitting
 from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
 from sde_diffusion.commands.likelihood_report import finite
 from sde_diffusion.likelihood import Examples
@@ -100,7 +101,7 @@ def _fill(
             "seconds_each": seconds * constant,
         }
 
-    store.fill(spans(options.start, stop, options.batch), compute, bar)
+    store.fill(spans(options.start, stop, options.batch), fitting(loaded, compute), bar)
 
 
 def _row(loaded: Loaded, entry: Entry, store: GrowingArrays) -> LedgerRow:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from sde_diffusion.build import Config, Trained
 from sde_diffusion.commands.common import Loaded, make_folder, write_json
+from sde_diffusion.commands.fitting import fitting
 from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
 from sde_diffusion.commands.likelihood_report import Ends, end_rows, ends_of, split_facts, split_rows, table
 from sde_diffusion.data import Dataset, sweep
@@ -103,7 +104,7 @@ def _score_all(loaded: Loaded, dataset: Dataset, reference: GaussianReference | 
         return {name: value.cpu().numpy() for name, value in rows.items()}
 
     with tqdm(total=stop - options.start, unit="img", disable=None) as bar:
-        store.fill(spans(options.start, stop, options.batch), compute, bar)
+        store.fill(spans(options.start, stop, options.batch), fitting(loaded, compute), bar)
 
 
 def examples_of(loaded: Loaded, dataset: Dataset) -> Examples:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from sde_diffusion.build import Trained
 from sde_diffusion.commands.common import Loaded, make_folder, write_json
+from sde_diffusion.commands.fitting import fitting
 from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
 from sde_diffusion.commands.likelihood_report import (
     Ends,
@@ -118,7 +119,7 @@ class _Solves:
             return self._score(dataclasses.replace(request, first=first, count=rows // each))
 
         wanted = spans(begin, self._used, self._loaded.trained.config.likelihood.batch * each)
-        self.store.fill(wanted, compute, self._bar, unit=request.probes)
+        self.store.fill(wanted, fitting(self._loaded, compute, unit=each), self._bar, unit=request.probes)
         rows = self.store.rows(wanted)
         assert (rows["place"][0], rows["rtol"][0]) == (request.first, request.ode.rtol)
         return torch.from_numpy(rows["bits_per_dim"]).reshape(request.count, draws, request.probes).mean(1)

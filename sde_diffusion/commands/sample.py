@@ -24,6 +24,7 @@ from sde_diffusion.commands.common import (
     show_config,
     write_json,
 )
+from sde_diffusion.commands.fitting import fitting
 from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
 from sde_diffusion.commands.guiding import ALL, announce, class_assignments, class_options, guided, label_rows
 from sde_diffusion.commands.naming import results_folder
@@ -159,7 +160,7 @@ def _draw_all(loaded: Loaded, store: GrowingArrays, strip: "_Strip | None") -> N
         return rows | label_rows(options.labels(first, size), known=options.label != (-1,))
 
     with tqdm(total=options.count, unit="img", disable=None) as bar:
-        store.fill(spans(0, options.count, options.batch), compute, bar)
+        store.fill(spans(0, options.count, options.batch), fitting(loaded, compute), bar)
 
 
 def _draw(loaded: Loaded, start: int, size: int, strip: "_Strip | None") -> Samples:

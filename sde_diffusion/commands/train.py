@@ -27,9 +27,11 @@ from sde_diffusion.commands.common import (
     stored_config,
     timeout_option,
 )
+from sde_diffusion.commands.estimate import does_not_fit, print_estimate
 from sde_diffusion.config import Raw, differences
 from sde_diffusion.distributed import Ranks, joined
 from sde_diffusion.errors import InputError, require
+from sde_diffusion.memory import is_shortage
 from sde_diffusion.perf import resolve_precision
 from sde_diffusion.sde import SDES
 from sde_diffusion.training import RunFolder, Trainer, load_checkpoint
@@ -88,6 +90,7 @@ def train(
             show_config(raw)
             precision = resolve_precision(config.training.precision, target)
             click.echo(f"# on {target}: {precision}, {resolve_perf(config, target)}")
+            print_estimate(config, ranks.device(target), lambda line: click.echo(line, err=True), ranks=ranks.size)
         return 0
 
 
@@ -125,7 +128,16 @@ def run(
             click.echo(_described(trainer, folder, config))
         if trainer.step >= config.training.steps:
             return 0
-        stopped = trainer.run()
+        stopped, short = None, False
+        try:
+            stopped = trainer.run()
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+            short = True
+        if short:  # outside, where what the step held is free again
+            del trainer
+            raise InputError(does_not_fit(config, device, ranks.size))
         if ranks.main:
             click.echo(f"{'stopped' if stopped else 'done'} at step {trainer.step}: {folder.latest()}")
             if stopped:
