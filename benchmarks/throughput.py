@@ -1,8 +1,9 @@
 """Images per second of training, inference and sampling, and the memory of a training step, beside the field's tools.
 
-The networks have equal FLOPs (asserted within 10 %); `throughput_cases.py` says how each tool is called. All run in one
-process, in turn within each round, so that a ratio is of times of the same round; beside them run products of large
-matrices, and the share is the speed in FLOPs (three forward passes for a training step) of the fastest such product.
+The networks have equal FLOPs (asserted within 10 %); `throughput_cases.py` says how each tool is called. Each tool has
+a process of its own, for what one sets (how memory is kept, say) would hold for all in it; they run in turn within each
+round, so that a ratio is of times of the same round, and the others wait. Beside them run products of large matrices,
+and the share is the speed in FLOPs (three forward passes for a training step) of the fastest such product.
 A compiled network's first call is timed apart; the break-even is the number of calls after which it has paid.
 The memory of a training step is measured in a process of its own for each: on CUDA the most that was allocated, on the
 CPU the peak of the resident set above what it was before the model was built.
@@ -16,6 +17,7 @@ run goes on where an earlier one stopped.
 
 import argparse
 import contextlib
+import functools
 import gc
 import json
 import os
@@ -24,7 +26,6 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,24 +33,25 @@ from typing import Any
 
 import throughput_page
 import torch
-from common import RESULTS, ROOT, alternate, describe, machine_facts
-from throughput_cases import CIFAR, COLOUR, DIFFUSERS, LUCIDRAINS, OURS, SMALL, TINY, Job, Problem, Variant, build
+from common import RESULTS, ROOT, alternate, describe, machine_facts, timed
+from throughput_cases import CIFAR, COLOUR, DIFFUSERS, LUCIDRAINS, OURS, SMALL, TINY, Problem, Variant, build
 
 from sde_diffusion.build import choose_device
 from sde_diffusion.files import write_atomically
 
 PACKAGES = ("diffusers", "denoising-diffusion-pytorch", "ema-pytorch", "triton")
-SECONDS = 60.0  # of timing in a part, beside the compilations
 LEAST_ROUNDS, MOST_ROUNDS = 5, 15
 TOLERANCE = 0.1  # on FLOPs against ours
 # products of square matrices, the fastest of which is the machine's rate: how each is asked for, and its side
 PRODUCTS = {"cpu": (("mm", 1024), ("mm", 2048), ("conv", 2048)), "cuda": (("mm", 4096), ("mm", 8192))}
+QUICK_PRODUCTS = (("mm", 64), ("conv", 64))
+ANSWER = "@answer "  # how lines of a competitor's process begin that are for us; its packages print as well
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EAGER_AND_COMPILED = ((OURS, "default"), (OURS, "compiled"), (DIFFUSERS, "eager"), (DIFFUSERS, "compiled"))
 CPU_VARIANTS = (*EAGER_AND_COMPILED, (LUCIDRAINS, "eager"), (LUCIDRAINS, "compiled"))
-CUDA_VARIANTS = ((OURS, "default"), (OURS, "eager"), (DIFFUSERS, "eager"), (DIFFUSERS, "compiled"))
-SAMPLING = ((OURS, "default"), (OURS, "bare network"), (DIFFUSERS, "eager"), (DIFFUSERS, "compiled"))
+CUDA_VARIANTS = ((OURS, "eager"), *EAGER_AND_COMPILED)
+SAMPLING = ((OURS, "bare network"), *EAGER_AND_COMPILED)
 
 
 @dataclass(frozen=True)
@@ -119,55 +121,136 @@ def product(how: str, side: int, dtype: torch.dtype, device: torch.device) -> Ca
     return lambda: torch.nn.functional.conv2d(x, b[:, :, None, None])
 
 
-def seconds_of(run: Callable[[], Any]) -> float:
-    """Of one call, by the clock."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+class Bench:
+    """Competitors of a part in this process, by name."""
+
+    def __init__(self, part: Part, device: torch.device) -> None:
+        self._part, self._device = part, device
+        self._runs: dict[str, Callable[[], Any]] = {}
+
+    def build(self, key: str) -> dict[str, Any]:
+        """Build one, call it once, and say what it is."""
+        variant = next(one for one in self._part.variants if one.key == key)
+        job = build(self._part.phase, self._part.problem, variant, self._device)
+        self._runs[key] = job.run
+        facts = {"tool": variant.tool, "mode": variant.mode, "setting": job.setting, "forward_flops": job.flops}
+        return facts | {"first_call": self.seconds(key, 1)}
+
+    def add_product(self, key: str) -> None:
+        """Take in a product of matrices, such as `mm 1024`."""
+        how, side = key.split()
+        self._runs[key] = product(how, int(side), DTYPES[self._part.precision], self._device)
+
+    def seconds(self, key: str, times: int) -> float:
+        """Of one call, by the clock, as the mean of so many until the device has done them."""
+        return timed(synchronised(self._runs[key], self._device, times)).wall / times
+
+    def close(self) -> None:
+        """Nothing to do."""
 
 
-def gather(part: Part, device: torch.device, skipped: dict[str, str]) -> dict[Variant, tuple[Job, float]]:
-    """The competitors that work here and the seconds of their first call; the others go into `skipped`.
+class Apart:
+    """The same in a process of its own, which waits while it is not asked."""
+
+    def __init__(self, part: Part, device: torch.device, *, quick: bool) -> None:
+        command = [sys.executable, __file__, "--serve", "--part", part.name, "--device", str(device)]
+        command += ["--quick"] if quick else []
+        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.write(json.dumps([method, *arguments]) + "\n")
+            self._child.stdin.flush()
+        for line in self._child.stdout:
+            if line.startswith(ANSWER):
+                answer = json.loads(line.removeprefix(ANSWER))
+                if "error" in answer:
+                    raise RuntimeError(answer["error"])
+                return answer["value"]
+        raise RuntimeError(f"the process ended with exit code {self._child.wait()}")
+
+    def build(self, key: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._ask("build", key)
+        return found
+
+    def add_product(self, key: str) -> None:
+        self._ask("add_product", key)
+
+    def seconds(self, key: str, times: int) -> float:
+        return float(self._ask("seconds", key, times))
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(BrokenPipeError):  # what was asked of a process that had ended
+            self._child.communicate()
+
+
+def serve(bench: Bench) -> None:
+    """Answer the questions of `Apart` on the standard input until it ends."""
+    for line in sys.stdin:
+        method, *arguments = json.loads(line)
+        try:
+            answer = {"value": getattr(bench, method)(*arguments)}
+        except Exception as error:
+            answer = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+        print(ANSWER + json.dumps(answer), flush=True)
+
+
+Start = Callable[[Part], Bench | Apart]
+
+
+def gather(
+    part: Part, start: Start, benches: dict[str, Bench | Apart], skipped: dict[str, str]
+) -> list[dict[str, Any]]:
+    """The competitors that work here, each in the process of its tool; the others go into `skipped` with the reason.
 
     Raises:
         AssertionError: A network's FLOPs are not ours.
     """
-    jobs: dict[Variant, tuple[Job, float]] = {}
+    cases: list[dict[str, Any]] = []
     for variant in part.variants:
+        if variant.tool not in benches:
+            benches[variant.tool] = start(part)
         try:
-            job = build(part.phase, part.problem, variant, device)
-            first = seconds_of(synchronised(job.run, device))
-        except Exception as error:
+            case = benches[variant.tool].build(variant.key)
+        except (RuntimeError, ImportError) as error:
             if variant.tool == OURS:
                 raise
-            skipped[variant.key] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            skipped[variant.key] = str(error)
             continue
-        ours = next(iter(jobs.values()))[0].flops if jobs else job.flops
-        assert abs(job.flops / ours - 1) < TOLERANCE or part.problem is TINY, (variant, job.flops, ours)
-        print(f"  {variant.key}: first call {first:.1f} s, {job.flops / 1e9:.3f} GFLOP", flush=True)
-        jobs[variant] = (job, first)
-    return jobs
+        flops = case["forward_flops"]
+        assert abs(flops / (cases or [case])[0]["forward_flops"] - 1) < TOLERANCE or part.problem is TINY, case
+        print(f"  {variant.key}: first call {case['first_call']:.1f} s, {flops / 1e9:.3f} GFLOP", flush=True)
+        cases.append(case)
+    return cases
 
 
-def measure(part: Part, device: torch.device, *, quick: bool) -> dict[str, Any]:
-    """Time the competitors of a part and the matrix products in alternating rounds."""
+def measure(
+    part: Part, device: torch.device, *, quick: bool, start: Start, seconds_in_all: float = 60.0
+) -> dict[str, Any]:
+    """Time the competitors of a part and the products of matrices in alternating rounds."""
     skipped: dict[str, str] = {}
-    jobs = gather(part, device, skipped)
-    runs: dict[str, Callable[[], Any]] = {}
-    repeats: dict[str, int] = {}
-    for variant, (job, _) in jobs.items():
-        second = seconds_of(synchronised(job.run, device))
-        repeats[variant.key] = max(1, round(0.2 / second)) if device.type == "cuda" else 1
-        runs[variant.key] = synchronised(job.run, device, repeats[variant.key])
-    for how, side in (("mm", 64), ("conv", 64)) if quick else PRODUCTS.get(device.type, PRODUCTS["cpu"]):
-        key = f"product {how} {side}"
-        repeats[key] = 20 if device.type == "cuda" else 2
-        runs[key] = synchronised(product(how, side, DTYPES[part.precision], device), device, repeats[key])
-    one_round = sum(seconds_of(run) for run in runs.values())
-    rounds = 3 if quick else int(min(MOST_ROUNDS, max(LEAST_ROUNDS, SECONDS / one_round)))
-    timings = alternate(runs, rounds, warm_up=0 if quick else 1)
-    times = {key: [one.wall / repeats[key] for one in found] for key, found in timings.items()}
-    products = {key: found for key, found in times.items() if key.startswith("product")}
+    benches: dict[str, Bench | Apart] = {}
+    try:
+        cases = gather(part, start, benches, skipped)
+        where = {f"{case['tool']}, {case['mode']}": benches[case["tool"]] for case in cases}
+        products = [f"{how} {side}" for how, side in (QUICK_PRODUCTS if quick else PRODUCTS[device.type])]
+        for key in products:
+            benches[OURS].add_product(key)
+            where[key] = benches[OURS]
+        seconds = {key: bench.seconds(key, 1) for key, bench in where.items()}
+        seconds = {key: bench.seconds(key, 1) for key, bench in where.items()}
+        times = {key: max(1, round(0.2 / one)) if device.type == "cuda" else 1 for key, one in seconds.items()}
+        one_round = sum(times[key] * one for key, one in seconds.items())
+        rounds = 3 if quick else int(min(MOST_ROUNDS, max(LEAST_ROUNDS, seconds_in_all / one_round)))
+        runs = {key: functools.partial(bench.seconds, key, times[key]) for key, bench in where.items()}
+        timings = alternate(runs, rounds, warm_up=0 if quick else 1)
+    finally:
+        for bench in benches.values():
+            bench.close()
+    found = {key: [one.result for one in timings[key]] for key in timings}
     return {
         "phase": part.phase,
         "problem": part.problem.name,
@@ -175,18 +258,8 @@ def measure(part: Part, device: torch.device, *, quick: bool) -> dict[str, Any]:
         "steps": part.problem.steps if part.phase == "sample" else 1,
         "precision": part.precision,
         "rounds": rounds,
-        "products": {key.removeprefix("product "): found for key, found in products.items()},
-        "cases": [
-            {
-                "tool": variant.tool,
-                "mode": variant.mode,
-                "setting": job.setting,
-                "forward_flops": job.flops,
-                "seconds": times[variant.key],
-                "first_call": first,
-            }
-            for variant, (job, first) in jobs.items()
-        ],
+        "products": {key: found[key] for key in products},
+        "cases": [case | {"seconds": found[f"{case['tool']}, {case['mode']}"]} for case in cases],
         "skipped": skipped,
     }
 
@@ -294,10 +367,12 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--part", action="append", default=[], help="measure this part (again); default all missing")
     parser.add_argument("--list", action="store_true", help="name the parts that are missing")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of timing in a part, beside all else (default 60)")
     parser.add_argument("--quick", action="store_true", help="tiny networks and three rounds, to see that it works")
     parser.add_argument("--out", type=Path, help="result file")
     parser.add_argument("--page", action="store_true", help="write the tables of docs/performance.md and stop")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
@@ -319,6 +394,9 @@ def work(options: argparse.Namespace, *, cold: bool) -> None:
     unknown = set(options.part) - set(parts)
     if unknown:
         raise SystemExit(f"error: unknown part {min(unknown)!r}; known: {', '.join(parts)}")
+    if options.serve:
+        serve(Bench(parts[options.part[0]], device))
+        return
     if options.memory_of:
         part = parts[options.part[0]]
         variant = next(one for one in part.variants if one.key == options.memory_of)
@@ -333,8 +411,11 @@ def work(options: argparse.Namespace, *, cold: bool) -> None:
     for name in missing:
         print(f"\n{name}", flush=True)
         facts = facts_of(device)
-        measured = measure_memory if parts[name].phase == "memory" else measure
-        result = measured(parts[name], device, quick=options.quick)
+        if parts[name].phase == "memory":
+            result = measure_memory(parts[name], device, quick=options.quick)
+        else:
+            start = functools.partial(Apart, device=device, quick=options.quick)
+            result = measure(parts[name], device, quick=options.quick, start=start, seconds_in_all=options.seconds)
         merge(path, name, result | {"cold": cold}, facts)
         print(throughput_page.report(result))
     print(f"\nwrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")

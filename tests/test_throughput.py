@@ -20,6 +20,11 @@ CPU = torch.device("cpu")
 QUICK = throughput.parts_of(CPU, quick=True)
 
 
+def measure(part: throughput.Part) -> dict[str, Any]:
+    """In this process, which has loaded what it needs."""
+    return throughput.measure(part, CPU, quick=True, start=lambda part: throughput.Bench(part, CPU))
+
+
 def case(tool: str, mode: str, seconds: list[float], first: float = 0.0, **more: Any) -> dict[str, Any]:
     return {"tool": tool, "mode": mode, "seconds": seconds, "first_call": first, "forward_flops": 10**6} | more
 
@@ -36,7 +41,7 @@ def result(*found: dict[str, Any], phase: str = "train", precision: str = "float
 @pytest.mark.parametrize("name", ["train-tiny-float32", "infer-tiny-bfloat16", "sample-tiny-float32"])
 def test_a_part_times_every_tool_that_is_there(name: str) -> None:
     part = QUICK[name]
-    found = throughput.measure(part, CPU, quick=True)
+    found = measure(part)
     names = {page.name_of(one) for one in found["cases"]} | set(found["skipped"])
     assert names == {variant.key for variant in part.variants}
     assert all(len(one["seconds"]) == found["rounds"] and min(one["seconds"]) > 0 for one in found["cases"])
@@ -51,6 +56,25 @@ def test_the_memory_of_a_step_is_that_of_a_process_of_its_own(monkeypatch: pytes
     found = throughput.measure_memory(part, CPU, quick=True)
     assert found["cases"][0]["bytes"] > 0
     assert "MiB" in page.report(found)
+
+
+def test_a_tool_in_a_process_of_its_own_is_asked_and_says_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(sde_diffusion.__file__).parents[1]))
+    apart = throughput.Apart(QUICK["infer-tiny-float32"], CPU, quick=True)
+    try:
+        assert apart.build("sde_diffusion, default")["forward_flops"] > 0
+        assert apart.seconds("sde_diffusion, default", 2) > 0
+        with pytest.raises(RuntimeError, match="KeyError: 'mm 9'"):
+            apart.seconds("mm 9", 1)
+    finally:
+        apart.close()
+
+
+def test_a_process_that_ends_is_told() -> None:
+    apart = throughput.Apart(throughput.Part("none", cases.TINY, "float32", ()), CPU, quick=True)
+    with pytest.raises(RuntimeError, match="the process ended with exit code 1"):
+        apart.build("nothing")
+    apart.close()
 
 
 @pytest.mark.parametrize("problem", [cases.SMALL, cases.COLOUR, cases.CIFAR], ids=lambda one: one.name)
@@ -92,9 +116,9 @@ def test_an_absent_tool_is_skipped_and_named(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setitem(cases.BUILDERS["infer"], cases.DIFFUSERS, absent)
     part = QUICK["infer-tiny-float32"]
-    found = throughput.measure(throughput.Part("infer", part.problem, "float32", part.modes[:2]), CPU, quick=True)
-    assert found["skipped"] == {"diffusers, eager": "ImportError: no such package"}
-    assert "skipped diffusers, eager: ImportError: no such package" in page.report(found)
+    found = measure(throughput.Part("infer", part.problem, "float32", part.modes[:2]))
+    assert found["skipped"] == {"diffusers, eager": "no such package"}
+    assert "skipped diffusers, eager: no such package" in page.report(found)
 
 
 def test_shares_ratios_and_break_even_are_those_of_their_formulas() -> None:
