@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -16,8 +18,9 @@ from sde_diffusion.errors import InputError
 from sde_diffusion.training import RunFolder, Trainer, trainer
 from tests.commands.running import TINY, Outcome, invoke
 from tests.ranks import free_port, on_ranks
-from tests.training.tiny import last_checkpoint, same_bits
+from tests.training.tiny import last_checkpoint, same_bits, timeless_metrics
 
+ROOT = Path(__file__).parents[2]
 RUN = (*TINY, "--timeout", 20, "--set", "training.save_every=2", "--set", "training.sample_every=0")
 Change = Callable[[pytest.MonkeyPatch, int], None]
 Case = tuple[str, Change, tuple[object, ...]]  # folder, what goes wrong, more options
@@ -137,3 +140,52 @@ def test_a_dead_rank_ends_the_others_at_once_with_a_clear_message(tmp_path: Path
     assert "rank 0 lost the others: one of them died, or did not answer in time" in outcome.err
     assert "the same command goes on from there" in outcome.err
     assert steps(tmp_path / "killed") == ["step_00000002"]
+
+
+KILLING = """
+import os, signal
+from sde_diffusion.commands import main
+from sde_diffusion.training import Trainer
+
+inner = Trainer.train_step
+
+def train_step(trainer, batch):
+    if (trainer.step, os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == (7, "1", "0"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return inner(trainer, batch)
+
+Trainer.train_step = train_step
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_torchrun_restarts_after_a_killed_rank_and_the_run_is_the_same_run(tmp_path: Path, parallel: str) -> None:
+    """Bit for bit, and so is its log."""
+    (tmp_path / "killing.py").write_text(KILLING)
+    more = ("--steps", 12, "--set", f"training.parallel={parallel}", "--set", "training.log_every=3")
+    options = list(map(str, ("train", *RUN, *more)))
+    for name in ("whole", "killed"):
+        program = tmp_path / "killing.py" if name == "killed" else ROOT / "cli.py"
+        launch = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "--max-restarts=3",
+        ]
+        done = subprocess.run(
+            [*launch, str(program), *options, "--out", str(tmp_path / name)],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("resuming" in done.stdout) == (name == "killed")
+    assert "from step 6 to 12" in done.stdout
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert same_bits(last_checkpoint(whole), last_checkpoint(killed))
+    assert timeless_metrics(whole) == timeless_metrics(killed)
