@@ -42,6 +42,7 @@ SHARDS = ("training", "data/test_shards.py")
 LATENTS = ("training", "data/test_latents.py")
 ORDER = ("training", "data/test_order.py,data/test_loader.py")
 TRAINING = ("training", "training/test_parts.py,training")
+RANKS = ("training", "test_distributed.py,training/test_parallel.py,commands/test_ranks.py")
 
 GUIDANCE = ("guidance", "test_guidance.py")
 
@@ -1156,6 +1157,46 @@ FAULTS = [
         "the average never changes",
         "training",
         "training/test_trainer.py",
+    ),
+    Fault(
+        "ranks-draw-the-same",
+        "training/trainer.py",
+        "start, total = self.ranks.rank * rows + first, self.ranks.size * rows",
+        "start, total = first, self.ranks.size * rows",
+        "all ranks draw the same times and noise",
+        *RANKS,
+    ),
+    Fault(
+        "ranks-see-the-same",
+        "distributed.py",
+        "return range(self.rank * count, (self.rank + 1) * count)",
+        "return range(count)",
+        "all ranks see the same examples",
+        *RANKS,
+    ),
+    Fault(
+        "sum-over-pieces",
+        "training/parallel.py",
+        "return self._loss.no_sync() if more else nullcontext()",
+        "return nullcontext() if more else self._loss.no_sync()",
+        "the ranks' gradients are not averaged where they should be",
+        *RANKS,
+    ),
+    Fault(
+        "unequal-strata",
+        "losses/time_sampling.py",
+        "return (rows * _stride(total) % total + u) / total",
+        "return (rows * _stride(total) % len(u) + u) / len(u)",
+        "strata of the rows at hand, not of the batch",
+        *LOSS,
+    ),
+    Fault(
+        "share-of-another",
+        "training/shares.py",
+        "own.copy_(shares[mesh.get_local_rank()])",
+        "own.copy_(shares[0])",
+        "every rank takes up the first share of a checkpoint",
+        *RANKS,
     ),
     Fault(
         "optimizer-not-restored",

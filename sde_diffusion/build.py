@@ -154,7 +154,10 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, ranks
     """
     check_training(config)
     train, validation = config.data.load("train"), config.data.load("validation")
-    model, perf = build_model(config, train.spec, device), resolve_perf(config, device)
+    perf, home = resolve_perf(config, device), device
+    if config.training.in_shares(ranks):  # a model that no GPU holds whole; shares are of weights in plain order
+        perf, home = replace(perf, channels_last=False, compile=False), torch.device("cpu")
+    model = build_model(config, train.spec, home)
     prepare(model, perf)
     return Trainer(
         model,
@@ -166,7 +169,7 @@ def build_trainer(config: Config, folder: RunFolder, device: torch.device, ranks
         seed=config.seed,
         device=device,
         meta={"config": plain_config(config), "data": train.spec.to_dict(), "examples": len(train), "perf": str(perf)},
-        parts=build_parts(config, train.spec, device),
+        parts=build_parts(config, train.spec, home),
         ranks=ranks,
     )
 

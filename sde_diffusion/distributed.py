@@ -6,6 +6,8 @@ every rank, in the same order.
 """
 
 import os
+import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from sde_diffusion.errors import InputError, RunError, ToldError, require, require_positive
 
@@ -202,9 +205,8 @@ def joined(device: torch.device, *, timeout: float = TIMEOUT) -> Iterator[Ranks]
     if device.type == "cuda":
         _require_own_gpu(ranks, device)
         torch.cuda.set_device(ranks.local)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.size, timeout=timedelta(seconds=timeout))
+        _meet(ranks, "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timedelta(seconds=timeout))
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise InputError(
@@ -218,6 +220,40 @@ def joined(device: torch.device, *, timeout: float = TIMEOUT) -> Iterator[Ranks]
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+def _meet(ranks: Ranks, backend: str, timeout: timedelta) -> None:
+    store, _, _ = next(rendezvous("env://", ranks.rank, ranks.size, timeout=timeout))
+    store.set_timeout(timeout)
+    start = _welcome(store, ranks, time.monotonic() + timeout.total_seconds())
+    own = dist.PrefixStore(start, store)  # type: ignore[attr-defined]
+    dist.init_process_group(backend, store=own, rank=ranks.rank, world_size=ranks.size, timeout=timeout)
+
+
+def _welcome(store: Any, ranks: Ranks, until: float) -> str:
+    """A name that the ranks of this start agree on.
+
+    Where torchrun restarts its processes the store lives on, and in it what those that died have written: the addresses
+    of nobody. So each rank says hello by a name of its own and waits to be welcomed by it, which nobody was before.
+    """
+    name = uuid.uuid4().hex
+    if not ranks.main:
+        store.set(f"hello/{ranks.rank}", name)
+        start: str = store.get(f"welcome/{name}").decode()
+        store.set(f"here/{start}/{ranks.rank}", "")
+        return start
+    away, welcomed = set(range(1, ranks.size)), set()
+    while away:
+        for rank in tuple(away):
+            if store.check([f"hello/{rank}"]) and (guest := store.get(f"hello/{rank}").decode()) not in welcomed:
+                store.set(f"welcome/{guest}", name)
+                welcomed.add(guest)
+            if store.check([f"here/{name}/{rank}"]):
+                away.discard(rank)
+        if time.monotonic() > until:
+            raise RuntimeError(f"{len(away)} did not come, the first of them rank {min(away)}")
+        time.sleep(0.005)
+    return name
 
 
 def _require_own_gpu(ranks: Ranks, device: torch.device) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from sde_diffusion import distributed
 from sde_diffusion.distributed import ALONE, Ranks, joined, ranks_of
 from sde_diffusion.errors import InputError, RunError, ToldError
 from tests.ranks import free_port, on_ranks, place
@@ -119,6 +120,23 @@ def test_ranks_tell_each_other_and_stop_together() -> None:
         ("RunError", "rank 1: 'odd'", None),
     ]
     assert "rank 0 lost the others: one of them died" in found["lost"]
+
+
+def meet_again() -> list[int]:
+    """Ranks that find what earlier ones left in the store that outlives them, as torchrun's does."""
+    store = dist.TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=os.environ["RANK"] == "0")
+    store.set("hello/1", "a rank that died")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "rendezvous", lambda *_, **__: iter([(store, 0, 2)]))
+        found = []
+        for _ in range(2):
+            with joined(CPU, timeout=20) as ranks:
+                found.append(ranks.highest(10 + ranks.rank))
+    return found
+
+
+def test_ranks_that_are_restarted_do_not_look_for_those_that_died() -> None:
+    assert on_ranks(2, meet_again) == [[11, 11], [11, 11]]
 
 
 def fail() -> tuple[str, int]:

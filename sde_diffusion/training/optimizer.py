@@ -29,7 +29,7 @@ def restore_moments(
     optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter], stored: Mapping[str, Tensor]
 ) -> None:
     """Take up `moments_of` an earlier process, whose weights may have been shared otherwise."""
-    keys = {name.partition(".")[0] for name in stored}
+    keys = dict.fromkeys(name.partition(".")[0] for name in stored)
 
     def fitted(value: Tensor, parameter: nn.Parameter) -> Tensor:
         if local(parameter) is parameter or value.shape != parameter.shape:

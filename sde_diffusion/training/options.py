@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from sde_diffusion.distributed import Ranks
 from sde_diffusion.errors import require, require_positive
 from sde_diffusion.losses import Denoising, ImportanceTime, LikelihoodWeighting, Objective, TimeSampler, Weighting
 from sde_diffusion.perf import Precision
@@ -116,6 +117,10 @@ class TrainingConfig:
         check_averages(self.ema_decay, self.ema_profiles)
         require(0 <= self.beta2 < 1, f"`beta2` must be in [0, 1), got {self.beta2}")
         require(self.clip is None or self.clip > 0, f"`clip` must be > 0 or null, got {self.clip}")
+
+    def in_shares(self, ranks: Ranks) -> bool:
+        """Whether the model is parted among `ranks`."""
+        return self.parallel == "fsdp" and not ranks.alone
 
     def check_ranks(self, ranks: int) -> None:
         """Refuse a batch that so many ranks cannot share evenly.

@@ -35,7 +35,7 @@ def full(value: Tensor) -> Tensor:
 def whole(tensors: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     """The tensors put together, one by one; those that are shared go to the CPU of rank 0, the other ranks get none."""
     found = {}
-    for name, value in tensors.items():
+    for name, value in sorted(tensors.items(), key=lambda item: item[0]):  # in one order on all ranks
         together = full(value)
         if together is value:
             found[name] = value

@@ -49,13 +49,13 @@ class Trainer:
     """One run: a model, its EMA and optimizer, and the loop that trains, reports and saves them.
 
     Args:
-        model: On `device`.
+        model: On `device`; where it is parted among ranks (`training.parallel`), anywhere.
         train, validation: Splits of the data.
         config, loss: Sections of the config.
         folder: Where everything is written.
         seed: Of the run.
         meta: JSON-able facts that every checkpoint carries, such as config and data specification.
-        parts: Modules by name, on `device`, that are trained with the model and saved with it, but not averaged.
+        parts: Modules by name, where the model is, that are trained with the model and saved with it, but not averaged.
         ranks: The processes that train it together; `run` and `validate` are called by all.
 
     Raises:
@@ -89,7 +89,7 @@ class Trainer:
         self.parts = self.step_loss.parts
         self.time_state = _to(loss.time_sampler.initial_state(model.sde), device)
         self.ema = EMA(model, *config.ema_decay, profiles=config.ema_profiles)
-        self.sharded = config.parallel == "fsdp" and not ranks.alone
+        self.sharded = config.in_shares(ranks)
         if self.sharded:
             shard(self.step_loss, ranks, device)
             self.ema.spread(lambda average: shard(average, ranks, device))

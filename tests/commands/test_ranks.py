@@ -93,7 +93,8 @@ def scenarios(path: Path, cases: list[Case], ports: list[int]) -> list[Outcome]:
         os.environ["MASTER_PORT"] = str(port)
         with pytest.MonkeyPatch.context() as patch:
             change(patch, int(os.environ["RANK"]))
-            outcomes.append(invoke("train", *RUN, "--steps", 5, "--out", path / name, *more))
+            command = "classifier" if name == "classifier" else "train"
+            outcomes.append(invoke(command, *RUN, "--steps", 5, "--out", path / name, *more))
     return outcomes
 
 
@@ -104,6 +105,7 @@ def steps(path: Path) -> list[str]:
 def test_what_happens_to_one_rank_ends_all_once_and_loses_nothing(tmp_path: Path) -> None:
     cases: list[Case] = [
         ("whole", nothing, ()),
+        ("classifier", nothing, ("--set", "classifier.network={channels: 4, multipliers: [1]}")),
         ("uneven", nothing, ("--set", "training.batch=15")),
         ("thin", nothing, ("--set", "training.accumulate=9")),
         ("terminated", terminated, ()),
@@ -115,9 +117,11 @@ def test_what_happens_to_one_rank_ends_all_once_and_loses_nothing(tmp_path: Path
     ]
     first, second = on_ranks(2, scenarios, tmp_path, cases, [free_port() for _ in cases])
     assert [outcome.out + outcome.err for outcome in second] == [""] * len(cases), "rank 0 speaks for all"
-    assert [a.code for a in first] == [b.code for b in second] == [0, 2, 2, 143, 0, 1, 2, 2, 0]
-    whole, uneven, thin, stopped, resumed, bad, broken, full, sharded = first
+    assert [a.code for a in first] == [b.code for b in second] == [0, 0, 2, 2, 143, 0, 1, 2, 2, 0]
+    whole, classifier, uneven, thin, stopped, resumed, bad, broken, full, sharded = first
     assert "parameters on 2 ranks of cpu" in whole.out
+    assert "done at step 5" in classifier.out
+    assert 0 <= RunFolder(tmp_path / "classifier").metrics()[-1]["validation_accuracy"] <= 1
     assert "multiple of the number of ranks, 2, for each takes as many rows, got 15; take 14 or 16" in uneven.error
     assert "`training.accumulate` must be ≤ 8, the rows of each of 2 ranks" in thin.error
     assert not (tmp_path / "uneven").exists()
