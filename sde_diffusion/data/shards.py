@@ -10,7 +10,7 @@ import os
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -168,11 +168,12 @@ class Shards:
         found = np.empty((len(rows), *first.shape[1:]), first.bits)
         which = np.searchsorted(self._ends, rows, side="right")
         cuts = np.flatnonzero((np.diff(rows) != 1) | (np.diff(which) != 0)) + 1
-        for start, stop in zip([0, *cuts.tolist()], [*cuts.tolist(), len(rows)], strict=True):
-            if start < stop:
-                shard = int(which[start])
-                row = int(rows[start]) - (int(self._ends[shard - 1]) if shard else 0)
-                self._opened.read(shard, row, found[start:stop])
+        starts = [0, *cuts.tolist()] if len(rows) else []
+        below = rows - np.concatenate([[0], self._ends])[which]
+        runs = zip(
+            which[starts].tolist(), below[starts].tolist(), starts, [*starts[1:], len(rows)][: len(starts)], strict=True
+        )
+        self._opened.read(((shard, row, found[i:j]) for shard, row, i, j in sorted(runs)))
         if first.dtype == _BFLOAT16:
             return (found.astype(np.uint32) << 16).view(np.float32)
         return found
@@ -193,18 +194,24 @@ class _Opened:
             with suppress(OSError):
                 os.close(descriptor)
 
-    def read(self, shard: int, row: int, into: Array) -> None:
-        """Fill `into` with the rows of a file from `row` on."""
-        stored, left = self._stored[shard], into.reshape(-1).view(np.uint8).data
-        try:
-            descriptor, place = self._descriptor(shard), stored.offset + row * stored.row
-            while len(left):
-                count = os.preadv(descriptor, [left], place)
-                if count == 0:
-                    raise self._changed(shard, f"{os.fstat(descriptor).st_size} bytes, too few")
-                left, place = left[count:], place + count
-        except OSError as error:
-            raise self._changed(shard, f"{error.strerror or error}") from error
+    def read(self, runs: Iterable[tuple[int, int, Array]]) -> None:
+        """Fill each array with the rows of a file from a row on; those of one file come together."""
+        current, descriptor = -1, -1
+        for shard, row, into in runs:
+            try:
+                if shard != current:
+                    current, descriptor = shard, self._descriptor(shard)
+                self._fill(shard, descriptor, self._stored[shard].offset + row * self._stored[shard].row, into)
+            except OSError as error:
+                raise self._changed(shard, f"{error.strerror or error}") from error
+
+    def _fill(self, shard: int, descriptor: int, place: int, into: Array) -> None:
+        left = memoryview(into.reshape(-1).view(np.uint8).data)
+        while len(left):
+            count = os.preadv(descriptor, [left], place)
+            if count == 0:
+                raise self._changed(shard, f"{os.fstat(descriptor).st_size} bytes, too few")
+            left, place = left[count:], place + count
 
     def _descriptor(self, shard: int) -> int:
         """The open file, which is looked at again where its size or date are new."""
