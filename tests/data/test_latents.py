@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from sde_diffusion.data import DataSpec, base, sweep, training_batches
 from sde_diffusion.data.latents import Latents
+from sde_diffusion.data.order import TrainingOrder
 from sde_diffusion.errors import InputError
 from sde_diffusion.pictures import save_classes, save_rows, save_samples, save_strip
 
@@ -85,18 +86,12 @@ def test_gaussians_are_drawn_anew_by_their_place_in_the_run(tmp_path: Path, monk
     x = torch.stack(whole).double()
     assert abs(x.mean()) < 4 / x.numel() ** 0.5
     assert abs(x.square().mean() - 1) < 4 * (x.square().var() / x.numel()) ** 0.5
-    # the draws of one latent are N(mean, std²)
-    order = torch.stack([_order(held, k) for k in range(40)])
-    first = torch.stack([x[k][order[k] == 0][0] for k in range(40)])
-    z = (held.spec.shift + held.spec.scale * first - torch.from_numpy(MEANS[0])) / torch.from_numpy(STDS[0])
+    order = TrainingOrder(N, seed=1).rows(torch.arange(40 * N).reshape(40, N))
+    z = (held.spec.shift + held.spec.scale * x - torch.from_numpy(MEANS)[order]) / torch.from_numpy(STDS)[order]
     assert abs(z.mean()) < 4 / z.numel() ** 0.5
     assert abs(z.square().mean() - 1) < 4 * (2 / z.numel()) ** 0.5
-
-
-def _order(dataset: Any, k: int) -> torch.Tensor:
-    from sde_diffusion.data.order import TrainingOrder
-
-    return TrainingOrder(len(dataset), seed=1).rows(torch.arange(k * N, (k + 1) * N))
+    assert abs((z[1:] * z[:-1]).mean()) < 4 / z[1:].numel() ** 0.5, "a new draw in every step"
+    assert abs((z[:, 1:] * z[:, :-1]).mean()) < 4 / z[:, 1:].numel() ** 0.5, "and in every row"
 
 
 def test_a_sweep_draws_each_gaussian_alike_whatever_the_batch(tmp_path: Path) -> None:
