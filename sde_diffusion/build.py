@@ -102,9 +102,11 @@ def resolve_precision_of(config: Config, device: torch.device) -> Config:
     return replace(config, training=replace(config.training, precision=precision))
 
 
-def resolve_perf(config: Config, device: torch.device) -> Perf:
-    """What the section `perf` stands for on `device`."""
-    return config.perf.resolve(device)
+def resolve_perf(config: Config, device: torch.device, spec: DataSpec | None = None) -> Perf:
+    """What the section `perf` stands for on `device`, in training, or for a trained model in use on data of `spec`."""
+    if spec is None:
+        return config.perf.resolve(device, steps=config.training.steps)
+    return config.perf.resolve(device, side=min(spec.shape[1:]) if len(spec.shape) == 3 else 0)
 
 
 def check_training(config: Config) -> None:
@@ -275,7 +277,7 @@ def load_trained(
         part.load_state_dict(checkpoint.group(f"parts.{name}"))
         part.eval().requires_grad_(False)
     model.eval().requires_grad_(False)
-    perf = resolve_perf(config, device)
+    perf = resolve_perf(config, device, spec)
     prepare(model, perf)
     if perf.cuda_graphs:
         model.record()

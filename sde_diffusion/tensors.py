@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any, Protocol, overload, runtime_checkable
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 @overload
@@ -34,6 +36,12 @@ def flat_sum(x: Tensor) -> Tensor:
 def flat_mean(x: Tensor) -> Tensor:
     """Mean over the event dimensions, (B, *D) -> (B,)."""
     return x.flatten(1).mean(1)
+
+
+def transformed(x: Tensor) -> bool:
+    """Whether a transformation of functions sees `x`: forward mode or vmap, which know no operations of our own."""
+    dual = forward_ad.unpack_dual(x).tangent is not None  # type: ignore[no-untyped-call]
+    return dual or bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
 @runtime_checkable

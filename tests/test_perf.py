@@ -2,16 +2,20 @@
 
 import copy
 import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.build import Config, read_config, resolve_precision_of
+from sde_diffusion.build import Config, build_trainer, read_config, resolve_precision_of
 from sde_diffusion.errors import InputError
 from sde_diffusion.memory import Growth
 from sde_diffusion.networks import NETWORKS, UNet
-from sde_diffusion.perf import Perf, PerfConfig, like, prepare, resolve_precision
+from sde_diffusion.perf import Compiled, Perf, PerfConfig, like, prepare, resolve_precision
+from sde_diffusion.training import RunFolder, load_checkpoint
 from tests.conformance.test_networks import awake, batch, build
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -26,31 +30,122 @@ def net(**options: object) -> UNet:
     return made.double()
 
 
-def results(of: UNet) -> list[Tensor]:
+def results(of: UNet, *, by_x: bool = True) -> list[Tensor]:
     """Output, and gradients by input and weights."""
     draws = torch.Generator().manual_seed(1)
-    x = torch.randn(2, 3, 8, 8, generator=draws, dtype=torch.float64).requires_grad_()
+    x = torch.randn(2, 3, 8, 8, generator=draws, dtype=torch.float64).requires_grad_(by_x)
     out = of(x, torch.tensor([0.3, -1.0], dtype=torch.float64))
     weight = torch.randn(out.shape, generator=draws, dtype=torch.float64)
-    return [out, *torch.autograd.grad((out * weight).sum(), [x, *of.parameters()])]
+    return [out, *torch.autograd.grad((out * weight).sum(), [x, *of.parameters()] if by_x else list(of.parameters()))]
 
 
-@pytest.mark.parametrize("perf", [Perf(channels_last=True)], ids=str)
-def test_a_prepared_network_computes_the_same(perf: Perf) -> None:
+def broken(graph: object, inputs: object) -> None:
+    raise RuntimeError("no working C++ compiler\nand more")
+
+
+PERFS = [
+    Perf(channels_last=True),
+    Perf(compile=True),
+    Perf(channels_last=True, compile=True, checkpointing=True),
+]
+
+
+@pytest.mark.parametrize("perf", PERFS, ids=str)
+@pytest.mark.parametrize("by_x", [True, False], ids=["by x", "by weights"])
+def test_a_prepared_network_computes_the_same(perf: Perf, by_x: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sde_diffusion.perf.BACKEND", "eager")  # what is compiled, without the compiler
+    torch.compiler.reset()
     plain = net()
     prepared = copy.deepcopy(plain)
     prepare(prepared, perf)
     assert prepared.state_dict().keys() == plain.state_dict().keys()
-    for found, expected in zip(results(prepared), results(plain), strict=True):
+    for found, expected in zip(results(prepared, by_x=by_x), results(plain, by_x=by_x), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_auto_is_a_matter_of_the_device() -> None:
-    assert PerfConfig().resolve(CUDA).channels_last
-    assert not PerfConfig(memory_format="contiguous").resolve(CUDA).channels_last
-    assert PerfConfig(memory_format="channels_last", compile="always").resolve(CPU) == Perf(
-        channels_last=True, compile=True
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_is_the_same_channels_last(name: str) -> None:
+    plain = awake(build(name)).double()
+    prepared = copy.deepcopy(plain)
+    prepare(prepared, Perf(channels_last=True))
+    x, c_noise, _ = batch()
+    torch.testing.assert_close(
+        prepared(x.double(), c_noise.double()),
+        plain(x.double(), c_noise.double()),
+        rtol=1e-9,
+        atol=1e-9,
     )
+
+
+def test_a_compiler_that_fails_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sde_diffusion.perf.BACKEND", broken)
+    torch.compiler.reset()
+    plain = net()
+    prepared = copy.deepcopy(plain)
+    prepare(prepared, Perf(compile=True))
+    for _ in range(2):
+        for found, expected in zip(results(prepared, by_x=False), results(plain, by_x=False), strict=True):
+            assert torch.equal(found, expected)
+    told = [record.message for record in caplog.records if "could not be compiled and runs as it is" in record.message]
+    assert len(told) == 1
+    assert "no working C++ compiler" in told[0]
+
+
+def test_an_error_of_a_compiled_network_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sde_diffusion.perf.BACKEND", "eager")
+    torch.compiler.reset()
+    prepared = net()
+    prepare(prepared, Perf(compile=True))
+    with pytest.raises(InputError, match="the network has no classes"):
+        prepared(torch.zeros(2, 3, 8, 8).double(), torch.zeros(2).double(), torch.zeros(2, dtype=torch.int64))
+
+
+def test_a_compiled_model_is_trained_and_its_average_is_not_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It resumes bit for bit, its weights keep their names, and the average is a plain copy."""
+    graphs = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(len(inputs))
+        return graph.forward
+
+    monkeypatch.setattr("sde_diffusion.perf.BACKEND", counting)
+    torch.compiler.reset()
+    small = "model.network={name: unet, channels: 8, multipliers: [1], blocks: 1, attention: []}"
+    more = ["training.batch=4", "training.sample_every=0", "training.validate_every=0", "perf.compile=always"]
+
+    def trained(folder: str, *steps: int) -> dict[str, Tensor]:
+        for count in steps:
+            run = RunFolder(tmp_path / folder)
+            trainer = build_trainer(
+                read_config(None, [small, *more, f"training.steps={count}", "training.decay=constant"]), run, CPU
+            )
+            if (newest := run.latest()) is not None:
+                trainer.restore(load_checkpoint(newest))
+            trainer.run()
+        assert isinstance(trainer.model.net._compiled_call_impl, Compiled)
+        assert not trainer.model.net._compiled_call_impl.failed
+        assert trainer.ema.model.net._compiled_call_impl is None
+        return trainer.state().tensors
+
+    whole, resumed = trained("whole", 3), trained("resumed", 2, 3)
+    assert graphs
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_auto_is_a_matter_of_device_purpose_and_size() -> None:
+    auto = PerfConfig()
+    assert auto.resolve(CUDA, steps=5000) == Perf(channels_last=True, compile=True, cuda_graphs=True)
+    assert auto.resolve(CUDA, steps=10) == auto.resolve(CUDA, side=32) == Perf(channels_last=True, cuda_graphs=True)
+    assert auto.resolve(CPU, steps=5000) == auto.resolve(CPU, side=8) == Perf()
+    assert auto.resolve(CPU, side=28) == Perf(channels_last=True)
+    never = PerfConfig(memory_format="contiguous", compile="never", cuda_graphs="never")
+    assert never.resolve(CUDA, steps=5000) == never.resolve(CPU, side=28) == Perf()
+    always = PerfConfig(memory_format="channels_last", compile="always")
+    assert always.resolve(CPU) == Perf(channels_last=True, compile=True)
 
 
 def test_precision_auto_is_float32_on_the_cpu_and_recorded() -> None:

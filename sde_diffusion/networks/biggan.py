@@ -8,10 +8,9 @@ References: Song et al. 2021, arXiv:2011.13456, appendix H; Brock et al. 2019, a
 import math
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sde_diffusion.networks.attention import Attention
-from sde_diffusion.networks.blocks import Conv, Layers, zeroed
+from sde_diffusion.networks.blocks import Conv, Head, Layers, zeroed
 from sde_diffusion.networks.resample import glorot
 
 LAYERS = Layers(norm_eps=1e-6)  # as published
@@ -23,9 +22,9 @@ def conv(inputs: int, outputs: int, size: int = 3) -> Conv:
     return glorot(LAYERS.conv(inputs, outputs, size))
 
 
-def head(channels: int, outputs: int) -> nn.Sequential:
+def head(channels: int, outputs: int) -> Head:
     """What reads an image off a feature map; zero at the start."""
-    return nn.Sequential(LAYERS.norm(channels), nn.SiLU(), zeroed(conv(channels, outputs)))
+    return Head(LAYERS.norm(channels), zeroed(conv(channels, outputs)))
 
 
 class Block(nn.Module):
@@ -53,9 +52,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
         """(B, inputs, H, W), (B, outputs) -> (B, outputs, H', W')."""
-        h = self.resample(functional.silu(self.norm1(x)))
-        h = self.conv1(h) + shift[:, :, None, None]
-        h = self.conv2(self.dropout(functional.silu(self.norm2(h))))
+        h = self.resample(self.norm1.silu(x))
+        h = self.conv2(self.dropout(self.norm2.silu(self.conv1(h), shift)))
         out: Tensor = (self.skip(self.resample(x)) + h) * self.scale
         return out
 

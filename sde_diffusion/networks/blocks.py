@@ -1,18 +1,19 @@
 """The parts of the U-Net: convolution, residual block, down- and up-sampling, and how channels are shared out.
 
-Tensors are (B, C, *sides) with one, two or three sides, in the contiguous layout: the CPU's GroupNorm is many times
-slower in channels_last.
+Tensors are (B, C, *sides) with one, two or three sides.
 
 Reference: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", arXiv:2006.11239, appendix B.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from sde_diffusion.networks.norm import GroupNorm
 
 Padding = Literal["symmetric", "same"]
 TimeInput = Literal["shift", "scale_shift"]
@@ -69,7 +70,7 @@ class Conv(nn.Module):
             ends = [end for side in reversed(x.shape[2:]) for end in (side % 2, 1)]
             x, margin = functional.pad(x, ends), 0
         if not unwritten(x):
-            return self.convolve(x, weight, self.bias, self.stride, margin)
+            return by_pixels(self.convolve(x, weight, self.bias, self.stride, margin), weight)
         with torch.autocast("cpu", enabled=False):
             return self.convolve(x.float(), weight.float(), self.bias.float(), self.stride, margin).to(x.dtype)
 
@@ -83,6 +84,13 @@ def unwritten(x: Tensor) -> bool:
     tiny = min(x.shape[2:]) <= (3 if x.ndim == 5 else 1)
     half = x.dtype.itemsize < 4 or (x.dtype == torch.float32 and torch.is_autocast_enabled("cpu"))
     return tiny and half and x.device.type == "cpu"
+
+
+def by_pixels(x: Tensor, weight: Tensor) -> Tensor:
+    """`x` in the memory format of the weight that made it: one input channel leaves the kernel without a hint."""
+    if x.ndim == 4 and weight.stride(1) == 1 and weight[0, 0].numel() > 1:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
 
 
 def standardise(weight: Tensor) -> Tensor:
@@ -108,9 +116,9 @@ def parts(channels: int, most: int, width: int) -> int:
     return next(fits, 1)
 
 
-def group_norm(channels: int, groups: int, *, least: int = GROUP_CHANNELS, eps: float = 1e-5) -> nn.GroupNorm:
+def group_norm(channels: int, groups: int, *, least: int = GROUP_CHANNELS, eps: float = 1e-5) -> GroupNorm:
     """GroupNorm with the most groups, up to `groups`, that are equal and have at least `least` channels each."""
-    return nn.GroupNorm(parts(channels, groups, least), channels, eps=eps)
+    return GroupNorm(parts(channels, groups, least), channels, eps=eps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +139,7 @@ class Layers:
     norm_eps: float = 1e-5
     standardised: bool = False
 
-    def norm(self, channels: int) -> nn.GroupNorm:
+    def norm(self, channels: int) -> GroupNorm:
         """A GroupNorm."""
         return group_norm(channels, self.groups, least=self.group_channels, eps=self.norm_eps)
 
@@ -185,23 +193,14 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """(B, inputs, *sides), (B, outputs or 2 outputs) -> (B, outputs, *sides)."""
-        time = time.reshape(*time.shape, *(1,) * (x.ndim - 2))
+        told = {"film": time} if self.scaled else {"shift": time}
         if self.conv_first:
-            h = functional.silu(self._told(self.norm1, self.conv1(x), time))
-            out: Tensor = self.skip(x) + functional.silu(self.norm2(self.conv2(self.dropout(h))))
+            h = self.norm1.silu(self.conv1(x), **told)
+            out: Tensor = self.skip(x) + self.norm2.silu(self.conv2(self.dropout(h)))
             return out
-        h = self._told(self.norm2, self.conv1(functional.silu(self.norm1(x))), time)
-        out = self.skip(x) + self.conv2(self.dropout(functional.silu(h)))
+        h = self.norm2.silu(self.conv1(self.norm1.silu(x)), **told)
+        out = self.skip(x) + self.conv2(self.dropout(h))
         return out
-
-    def _told(self, norm: nn.Module, h: Tensor, time: Tensor) -> Tensor:
-        """norm(h), told the time."""
-        if not self.scaled:
-            shifted: Tensor = norm(h + time)
-            return shifted
-        scale, shift = time.chunk(2, 1)
-        modulated: Tensor = norm(h) * (1 + scale) + shift
-        return modulated
 
 
 class Downsample(Conv):
@@ -219,6 +218,18 @@ class Upsample(Conv):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Head(nn.Sequential):
+    """conv(SiLU(norm(x))): what reads the output off a feature map."""
+
+    def __init__(self, norm: GroupNorm, conv: Conv) -> None:
+        super().__init__(norm, nn.SiLU(), conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm, _, conv = self
+        out: Tensor = conv(cast(GroupNorm, norm).silu(x))
+        return out
 
 
 def join(x: Tensor, skip: Tensor) -> Tensor:

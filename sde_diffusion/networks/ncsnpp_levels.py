@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from sde_diffusion.networks.biggan import LAYERS, Attend, Block, conv, head
-from sde_diffusion.networks.blocks import join
+from sde_diffusion.networks.blocks import Head, join
 from sde_diffusion.networks.resample import conv_down, conv_up, down, up
 
 
@@ -134,7 +134,7 @@ class UpLevel(nn.Module):
         elif design.progressive == "residual" and pyramid:
             self.grow, self.pyramid = conv_up(pyramid, outputs, fir=design.fir), outputs
         elif design.progressive == "residual":
-            self.head, self.pyramid = nn.Sequential(LAYERS.norm(outputs), nn.SiLU(), conv(outputs, outputs)), outputs
+            self.head, self.pyramid = Head(LAYERS.norm(outputs), conv(outputs, outputs)), outputs
         self.leave = None if top else design.leave_up(outputs)
 
     def forward(

@@ -23,6 +23,7 @@ from sde_diffusion.networks.blocks import (
     GROUP_CHANNELS,
     BlockOrder,
     Downsample,
+    Head,
     Layers,
     Padding,
     ResidualBlock,
@@ -210,7 +211,7 @@ class UNet(nn.Module):
                 stages.append(stage(width + skips.pop(), outputs, kinds[level]))
                 width = outputs
             self.up.append(Up(stages, Upsample(width, dims=dims) if level else nn.Identity()))
-        self.output = nn.Sequential(layers.norm(width), nn.SiLU(), zeroed(layers.conv(width, heads * shape[0])))
+        self.output = Head(layers.norm(width), zeroed(layers.conv(width, heads * shape[0])))
         self.condition = Condition(channels, 4 * channels, classes=classes, embedding=embedding, scale=embedding_scale)
         self._shares = stage.shares
         self.shifts = nn.Linear(4 * channels, sum(self._shares))  # of all residual blocks in one product
