@@ -198,6 +198,8 @@ def _same_length(now: int, then: int | None, folder: RunFolder, config: Config, 
 
 def _same_run(old: Raw, new: Raw, folder: RunFolder, free: Sequence[str], *, tell: bool) -> None:
     for key, (before, after) in differences(old, new).items():
+        if key == "training.precision" and before == "auto":  # of an imported model, not trained so far
+            continue
         if not any(f"{key}.".startswith(f"{allowed}.") for allowed in free):
             raise InputError(
                 f"the run {folder.path} was started with {key} = {before}, not {after}; resume it with its own "
