@@ -693,8 +693,8 @@ FAULTS = [
     Fault(
         "last-dimension",
         "likelihood/divergence.py",
-        "for first in range(0, dims, self.chunk):",
-        "for first in range(0, dims - 1, self.chunk):",
+        "for first in range(0, dims, count):",
+        "for first in range(0, dims - 1, count):",
         "the exact trace leaves out the last dimension",
         *LIKELIHOOD,
     ),

@@ -184,7 +184,10 @@ def _parse_value(annotation: Any, value: Any, registries: Registries, path: str,
     if origin in (types.UnionType, Union):
         if value is None and type(None) in arguments:
             return None
-        (annotation,) = (a for a in arguments if a is not type(None))
+        words = [word for a in arguments if str(get_origin(a)) == "typing.Literal" for word in get_args(a)]
+        if value in words:  # such as auto in place of a number
+            return value
+        annotation = next(a for a in arguments if a is not type(None) and str(get_origin(a)) != "typing.Literal")
         return _parse_value(annotation, value, registries, path, default)
     if origin is Literal:
         if value not in arguments:

@@ -67,7 +67,7 @@ REPEATS = {  # options that say how often a score is repeated, which a ledger's 
 @click.option("--distribution", help="Of their entries: rademacher or gaussian.")
 @click.option("--exact", is_flag=True, help="Exact trace: as many directions as there are dimensions.")
 @click.option("--chunk", type=int, help="Directions of one pass: more memory, fewer passes.")
-@click.option("--mode", help="Of their derivatives: reverse or forward.")
+@click.option("--mode", help="Of their derivatives: auto, reverse or forward.")
 @click.option("--dequantisation", help=f"{', '.join(DEQUANTISATIONS)}. Default: uniform.")
 @click.option("--coupling", help="Of its draws: independent, antithetic or stratified.")
 @click.option("--draws", type=int, help="Coupled draws in one replicate of an image.")

@@ -11,14 +11,16 @@ whole sample, and the density is that of the data noised to `t_min`.
 Reference: Song et al. 2021, arXiv:2011.13456, eq. 39 and appendix D.2; Chen et al. 2018, arXiv:1806.07366, theorem 1.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.errors import require
+from sde_diffusion.graphs import eager
 from sde_diffusion.likelihood.divergence import Divergence, TraceFn, score_and_trace
 from sde_diffusion.score import ScoreFn, reverse_drift
 from sde_diffusion.sde import SDE
@@ -71,6 +73,19 @@ class Likelihood:
 
 
 @dataclass(frozen=True, eq=False)
+class _Score:
+    """The score of a process as a function that knows its batch."""
+
+    process: ReverseProcess
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.process.score(x, t)
+
+    def select(self, rows: Tensor) -> "_Score":
+        return _Score(self.process.select(rows))
+
+
+@dataclass(frozen=True, eq=False)
 class _AugmentedFlow:
     """(t: () or (n,), y = (x, Δ/D): (n, D + k)) -> dy/dt, for states x of `shape`."""
 
@@ -81,7 +96,7 @@ class _AugmentedFlow:
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         sde, dims = self.process.sde, math.prod(self.shape)
         x = y[:, :dims].reshape(-1, *self.shape)
-        score, score_trace = score_and_trace(self.process.score, self.trace, x, t)
+        score, score_trace = score_and_trace(_Score(self.process), self.trace, x, t)
         velocity = reverse_drift(sde, score, x, t, eta=0.0)
         growth = expand(sde.drift_coef(t), y) - expand(0.5 * sde.diffusion(t) ** 2 / dims, y) * score_trace
         return torch.cat([velocity.flatten(1), growth], 1)
@@ -105,6 +120,23 @@ class _Watched:
 
     def select(self, rows: Tensor) -> "_Watched":
         return _Watched(select(self.rhs, rows), rows if self.rows is None else self.rows[rows])
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products in the precision of their factors: no autocast, no TensorFloat-32 or bfloat16 inside float32 products.
+
+    An adaptive solver takes rounding errors for its own and shortens its steps; and 0.01 bits/dim of an image are some
+    nats of thousands. Recorded graphs of kernels, which may have another precision, are not used either.
+    """
+    products, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
+    kept = (cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit or 10, cudnn.deterministic)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False), cudnn.flags(*kept, allow_tf32=False), eager():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(products)
 
 
 def log_likelihood(
@@ -134,6 +166,8 @@ def log_likelihood(
         prior_log_prob: log-density at t_max in place of `sde.prior_log_prob`, e.g. an oracle's p_T to measure the solve
             apart from the prior gap.
 
+    Whatever precision surrounds the call, products of float32 numbers are computed in float32 (`full_precision`).
+
     Returns:
         `Likelihood`; its `nfe` is the cost.
 
@@ -159,7 +193,8 @@ def log_likelihood(
     def solve(rhs: Rhs) -> Tensor:
         return ode.integrate(rhs, start_state, sde.t_min, sde.t_max, norm=norm)
 
-    end_state = traced(lambda: solve(rhs), lambda: solve(_Watched(rhs)), t_from=sde.t_min, start=start)
+    with full_precision(x0.device):
+        end_state = traced(lambda: solve(rhs), lambda: solve(_Watched(rhs)), t_from=sde.t_min, start=start)
     z = end_state[:, :dims].reshape(x0.shape)
     prior = (prior_log_prob or sde.prior_log_prob)(z)
     return Likelihood(prior=prior, delta=dims * end_state[:, dims:], z=z, nfe=process.nfe, exact=divergence.exact)

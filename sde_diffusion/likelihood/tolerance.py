@@ -141,7 +141,7 @@ class Scoring:
         ladder: Sequence[Tolerance] = LADDER,
         dequantised: bool = True,
         probed: bool = True,
-        probe_cost: float = 1.4,
+        probe_cost: float = 1.1,
         draws: int = 1,
         tell: Tell | None = None,
     ) -> None:

@@ -191,7 +191,7 @@ def test_what_one_probe_and_one_replicate_cannot_tell_is_said(tmp_path: Path, tr
 def test_dry_run_prints_the_section_and_scores_nothing(tmp_path: Path, trained: Path) -> None:
     outcome = succeed("likelihood", trained, "--exact", "--split", "train", "--out", tmp_path / "out", "-n")
     section = yaml.safe_load(outcome.out)["likelihood"]
-    assert (section["split"], section["divergence"]) == ("train", {"name": "exact", "chunk": 1})
+    assert (section["split"], section["divergence"]) == ("train", {"name": "exact", "chunk": "auto"})
     assert not (tmp_path / "out").exists()
 
 

@@ -1,22 +1,25 @@
 """Traces of Jacobians against the full Jacobian, and where the random directions come from."""
 
 from collections.abc import Callable
-from typing import Any, get_args
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sde_diffusion.errors import InputError
 from sde_diffusion.likelihood import DIVERGENCES, Divergence, ExactTrace, Hutchinson
-from sde_diffusion.likelihood.divergence import Distribution, Mode, score_and_trace
+from sde_diffusion.likelihood.divergence import Chunk, Distribution, Mode, Probes, score_and_trace
 from sde_diffusion.model import ScoreModel
-from sde_diffusion.networks import UNet
+from sde_diffusion.networks import MLP, UNet
 from sde_diffusion.rng import generator
 from sde_diffusion.sde import VPSDE
 from sde_diffusion.tensors import PerSample
 from tests.conftest import assert_mean, f64
 
+MODES: tuple[Mode, ...] = ("reverse", "forward")
 ALGEBRA = {"rtol": 1e-10, "atol": 1e-10}
 T = f64(0.5)
 MATRIX = torch.randn(6, 6, generator=generator(1), dtype=torch.float64)
@@ -44,16 +47,16 @@ def directions(divergence: Divergence, count: int, *, seed: int = 0, start: int 
     return score_and_trace(lambda x, t: 1.0 * x, trace, x, T)[1]
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 6, 100])
+@pytest.mark.parametrize("chunk", ["auto", 1, 4, 6, 100])
 @pytest.mark.parametrize("shape", [(6,), (2, 3), (1, 3, 2)])
-def test_exact_trace_is_that_of_the_jacobian(chunk: int, shape: tuple[int, ...]) -> None:
+def test_exact_trace_is_that_of_the_jacobian(chunk: Chunk, shape: tuple[int, ...]) -> None:
     x = points(3, shape)
     score, trace = score_and_trace(curved, ExactTrace(chunk=chunk).bind(x, seed=0, start=0), x, T)
     expected = [
         torch.autograd.functional.jacobian(lambda v: curved(v[None], T).flatten(), row).reshape(6, 6) for row in x
     ]
     torch.testing.assert_close(trace[:, 0], torch.stack([jacobian.trace() for jacobian in expected]), **ALGEBRA)
-    assert torch.equal(score, curved(x, T))
+    torch.testing.assert_close(score, curved(x, T), **ALGEBRA)
 
 
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
@@ -150,7 +153,7 @@ def test_forward_mode_runs_through_the_unet(chunk: int) -> None:
     for parameter in net.parameters():
         parameter.normal_(std=0.1, generator=generator(5))
     x, t = points(3, (1, 8, 8)).float(), torch.full((3,), 0.4)
-    traces = [Hutchinson(probes=3, mode=mode, chunk=chunk).bind(x, seed=1, start=0) for mode in get_args(Mode)]
+    traces = [Hutchinson(probes=3, mode=mode, chunk=chunk).bind(x, seed=1, start=0) for mode in MODES]
     (score, reverse), (same, forward) = (score_and_trace(model, trace, x, t) for trace in traces)
     torch.testing.assert_close(same, score, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(forward, reverse, rtol=1e-3, atol=1e-3)
@@ -195,7 +198,7 @@ def test_errors() -> None:
         Hutchinson(probes=65537)
     with pytest.raises(InputError, match="`distribution` must be one of rademacher, gaussian, got 'uniform'"):
         Hutchinson(distribution="uniform")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="`mode` must be one of reverse, forward, got 'sideways'"):
+    with pytest.raises(InputError, match="`mode` must be one of auto, reverse, forward, got 'sideways'"):
         Hutchinson(mode="sideways")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="`chunk` must be > 0, got 0"):
         Hutchinson(chunk=0)
@@ -205,3 +208,75 @@ def test_errors() -> None:
         score_and_trace(lambda x, t: -x.detach(), exact, x, T)
     with torch.inference_mode(), pytest.raises(InputError, match="`score_fn` must be differentiable in x"):
         score_and_trace(lambda x, t: -x, exact, x, T)
+
+
+def test_copies_take_their_labels_along() -> None:
+    """A pass of several directions evaluates copies of the batch, each with what the score keeps for its sample."""
+    torch.manual_seed(0)
+    model = ScoreModel(MLP((3,), width=8, classes=4), VPSDE()).double().requires_grad_(False)
+    score_fn, x, t = model.bind(torch.tensor([0, 3])), points(2, (3,)), f64([0.2, 0.7])
+    for divergence in (ExactTrace(chunk=3), ExactTrace(chunk=2), Hutchinson(probes=3, chunk=2)):
+        one = replace(divergence, chunk=1).bind(x, seed=0, start=0)
+        several = divergence.bind(x, seed=0, start=0)
+        for found, expected in zip(
+            score_and_trace(score_fn, several, x, t), score_and_trace(score_fn, one, x, t), strict=True
+        ):
+            torch.testing.assert_close(found, expected, **ALGEBRA)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "batch", "rows"),
+    [(ExactTrace(), 1, 6), (ExactTrace(), 10, 30), (ExactTrace(), 40, 40), (Hutchinson(probes=3), 4, 8)],
+)
+def test_auto_fills_the_batch(divergence: Divergence, batch: int, rows: int) -> None:
+    """Up to 32 rows for the exact trace and 8 for probes on a CPU, and no more copies than there are directions."""
+    seen = []
+
+    def score_fn(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(len(x))
+        return curved(x, t)
+
+    x = points(batch)
+    score_and_trace(score_fn, divergence.bind(x, seed=0, start=0), x, T)
+    assert seen == [rows]
+
+
+def test_copies_shrink_to_the_memory() -> None:
+    seen = []
+
+    def score_fn(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(len(x))
+        if len(x) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return curved(x, t)
+
+    x, trace = points(2), ExactTrace().bind(points(2), seed=0, start=0)
+    expected = score_and_trace(curved, ExactTrace(chunk=1).bind(x, seed=0, start=0), x, T)[1]
+    for _ in range(2):
+        torch.testing.assert_close(score_and_trace(score_fn, trace, x, T)[1], expected, **ALGEBRA)
+    assert seen == [12, 6, 2, 2]
+    with pytest.raises(torch.OutOfMemoryError):
+        score_and_trace(score_fn, ExactTrace().bind(points(6), seed=0, start=0), points(6), T)
+
+
+class Watch(TorchDispatchMode):
+    """What each backward of a convolution is asked for: the gradients by input, weight and bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[list[bool]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten.convolution_backward.default:
+            self.asked.append(list(args[-1]))
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_gradient_of_a_weight_is_computed() -> None:
+    """Though the weights are trainable: one vjp by the input is as much work as the forward pass."""
+    net = UNet((1, 8, 8), channels=8, multipliers=(1, 2), blocks=1, attention=(4,))
+    x = points(2, (1, 8, 8)).float()
+    with Watch() as watch:
+        score_and_trace(net, Probes(torch.ones(1, *x.shape)), x, torch.ones(2))
+    assert len(watch.asked) > 10
+    assert all(asked == [True, False, False] for asked in watch.asked)

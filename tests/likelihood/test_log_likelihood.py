@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion import graphs
 from sde_diffusion.errors import InputError, SolveError
 from sde_diffusion.likelihood import DIVERGENCES, Divergence, ExactTrace, Hutchinson, Likelihood, log_likelihood
 from sde_diffusion.likelihood.divergence import Distribution, Probes, TraceFn
@@ -266,3 +267,26 @@ def test_a_network_that_fails_is_told_with_time_and_sample_of_the_run(ode: Adapt
 
     with pytest.raises(SolveError, match=r"stopped at t = 0\.[34]\d* for sample 12: "):
         log_likelihood(score, VPSDE(), torch.ones(4, 2), divergence=divergence, ode=ode, start=10)
+
+
+def test_products_are_in_full_precision_whatever_surrounds() -> None:
+    """Neither autocast nor reduced products reach the score, nor a recording of it; afterwards all is as it was."""
+    seen, x0 = set(), torch.zeros(2, 3)
+
+    def score_fn(x: Tensor, t: Tensor) -> Tensor:
+        product = x @ torch.eye(3)
+        precision, recordings = torch.get_float32_matmul_precision(), not graphs._eager
+        seen.add((product.dtype, precision, torch.backends.cudnn.allow_tf32, recordings))
+        return -product
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            log_likelihood(score_fn, VPSDE(), x0, divergence=Hutchinson(), ode=PerSampleODE(rtol=0.1, atol=0.1))
+            assert (x0 @ torch.eye(3)).dtype == torch.bfloat16
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == {(torch.float32, "highest", False, False)}
+    assert not graphs._eager

@@ -1,7 +1,7 @@
 """The diffusion transformer: its published sizes, its parts against torch's own, and what it refuses."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sde_diffusion.errors import InputError
 from sde_diffusion.likelihood import Hutchinson
-from sde_diffusion.likelihood.divergence import Mode, score_and_trace
+from sde_diffusion.likelihood.divergence import score_and_trace
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.networks.dit import SIZES, Block, DiT, positions
 from sde_diffusion.sde import VPSDE
@@ -125,7 +125,7 @@ def test_forward_and_reverse_mode_give_one_trace(chunk: int) -> None:
     model = ScoreModel(net, VPSDE()).requires_grad_(False)
     x = torch.randn(3, 2, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     t = torch.full((3,), 0.4, dtype=torch.float64)
-    traces = [Hutchinson(probes=3, mode=mode, chunk=chunk).bind(x, seed=1, start=0) for mode in get_args(Mode)]
+    traces = [Hutchinson(probes=3, mode=mode, chunk=chunk).bind(x, seed=1, start=0) for mode in ("reverse", "forward")]
     (score, reverse), (same, forward) = (score_and_trace(model, trace, x, t) for trace in traces)
     torch.testing.assert_close(same, score, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(forward, reverse, rtol=1e-10, atol=1e-8)
