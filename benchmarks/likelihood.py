@@ -34,8 +34,8 @@ from adaptive_ode import BANDWIDTH, Counted, Curve, digits
 from common import RESULTS, alternate, describe, machine_facts, short, table, use_one_thread, write_results
 from scipy.integrate import solve_ivp
 from torch import Tensor
+from trained import trained_model
 
-from sde_diffusion.commands.common import load
 from sde_diffusion.data import sweep
 from sde_diffusion.data.digits import Digits
 from sde_diffusion.likelihood import ExactTrace, Hutchinson, log_likelihood
@@ -76,7 +76,7 @@ class Problem:
 
     def bits(self, log_prob: Tensor) -> Tensor:
         """nats to bits per dimension."""
-        return log_prob.double() / (self.x0[0].numel() * math.log(2))
+        return log_prob.double().cpu() / (self.x0[0].numel() * math.log(2))
 
     def _with(self, ode: AdaptiveODE) -> Scorer:
         def score(score_fn: ScoreFn, tol: float) -> Tensor:
@@ -103,12 +103,12 @@ def usual_way(score_fn: ScoreFn, sde: SDE, x0: Tensor, tol: float) -> Tensor:
 
     def rhs(t: float, state: Any) -> Any:
         x = torch.from_numpy(state[: x0.numel()]).to(x0).reshape(x0.shape)
-        times = torch.full((len(x),), t, dtype=x0.dtype)
+        times = torch.full((len(x),), t).to(x0)
         with torch.no_grad():
             velocity = drift(x, times)
-        return torch.cat([velocity.flatten(), divergence(x, times)]).double().numpy()
+        return torch.cat([velocity.flatten(), divergence(x, times)]).double().cpu().numpy()
 
-    start = torch.cat([x0.flatten(), x0.new_zeros(len(x0))]).double().numpy()
+    start = torch.cat([x0.flatten(), x0.new_zeros(len(x0))]).double().cpu().numpy()
     end = solve_ivp(rhs, (sde.t_min, sde.t_max), start, method="RK45", rtol=tol, atol=tol).y[:, -1]
     z, delta = torch.from_numpy(end[: x0.numel()]).reshape(x0.shape), torch.from_numpy(end[x0.numel() :])
     return sde.prior_log_prob(z) + delta
@@ -132,7 +132,7 @@ def _direction(x0: Tensor) -> Tensor:
         return Tap.apply(x)
 
     Hutchinson().bind(x0, seed=SEED, start=0)(spy, x0, torch.ones(len(x0)).to(x0))
-    return found[0]
+    return found[0]  # on the device of the images
 
 
 def kernel_density(count: int) -> list[Problem]:
@@ -162,12 +162,14 @@ def check_closed_form(oracle: GaussianMixture, x0: Tensor, reference: AdaptiveOD
     assert off < 1e-6, f"the reference misses the closed form by {off:.1e} bits/dim"
 
 
-def trained(path: Path, count: int) -> Problem:
+def trained(path: Path, count: int, device: str = "cpu") -> Problem:
     """A trained model on images of its own test split, in float32 against its own tight solve."""
-    own = load(path, None, [], device="cpu").trained
+    own = trained_model(path, torch.device(device))
     (_, batch), *_ = sweep(own.config.data.load("test"), batch=count, seed=SEED, limit=count)
     reference = PerSampleODE(rtol=1e-6, atol=1e-6)
-    return Problem(f"{own.spec.name}, trained U-Net", own.model.sde, own.model, batch.x, reference, TOLERANCES[:5])
+    return Problem(
+        f"{own.spec.name}, trained U-Net", own.model.sde, own.model, batch.x.to(device), reference, TOLERANCES[:5]
+    )
 
 
 @dataclass

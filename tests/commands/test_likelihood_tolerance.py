@@ -91,7 +91,7 @@ def test_a_failed_solve_names_the_example_of_the_data(
     assert sorted(places) == list(range(100, 109)) != places
 
 
-@pytest.mark.parametrize(("mode", "cost"), [("reverse", 1.4), ("forward", 3.9)])
+@pytest.mark.parametrize(("mode", "cost"), [("reverse", 1.1), ("forward", 4.6)])
 def test_probes_are_bought_at_the_price_of_their_mode(
     tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, mode: str, cost: float
 ) -> None:
@@ -166,7 +166,7 @@ def test_a_killed_run_ends_at_the_same_numbers(tmp_path: Path, trained: Path, mo
         (("--rtol", 0), "`rtol` must be > 0, got 0"),
         (("--atol", -1), "`atol` must be > 0, got -1"),
         (("--coupling", "lucky"), "coupling` must be one of independent, antithetic, stratified, got 'lucky'"),
-        (("--mode", "sideways"), "mode` must be one of reverse, forward, got 'sideways'"),
+        (("--mode", "sideways"), "mode` must be one of auto, reverse, forward, got 'sideways'"),
         (("--dequantisation", "unform"), "did you mean 'uniform'"),
         (("--max-solves", 300), "--max-solves goes with --tol"),
         (("--tol", 0.1, "--probes", 2), "--tol chooses the probes itself; drop --probes or --tol"),
