@@ -210,7 +210,7 @@ def joined(device: torch.device, *, timeout: float = TIMEOUT) -> Iterator[Ranks]
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise InputError(
-            f"rank {ranks.rank} of {ranks.size} cannot meet the others at {where}: {_message(error)}; is every process "
+            f"cannot meet the other ranks, {ranks.size} with this, at {where}: {_message(error)}; is every process "
             f"running, and the address within reach?"
         ) from None
     try:
@@ -283,7 +283,7 @@ def told_of_loss() -> Iterator[None]:
         if isinstance(error, RunError) or not any(sign in text for sign in LOST):
             raise
         raise RunError(
-            f"rank {dist.get_rank()} lost the others: one of them died, or did not answer in time ({_message(error)}). "
+            f"the other ranks are lost: one of them died, or did not answer in time ({_message(error)}). "
             f"What was saved is sound; the same command goes on from there (torchrun --max-restarts 3 does it unasked)"
         ) from None
 

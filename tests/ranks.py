@@ -14,7 +14,7 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["sde_diffusion.commands", "torch._dynamo", "tests.ranks"])
 
 
-def on_ranks(size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 60.0) -> list[Any]:
+def on_ranks(size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 200.0) -> list[Any]:
     """What `function(*arguments)` returns on each of `size` ranks; it must be at the top of a module.
 
     A rank that is killed, or that dies without a word, returns None.

@@ -57,7 +57,7 @@ def test_who_meets_nobody_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in place(1, 2, free_port()).items():
         monkeypatch.setenv(name, value)
     with (
-        pytest.raises(InputError, match=r"rank 1 of 2 cannot meet the others at 127\.0\.0\.1:"),
+        pytest.raises(InputError, match=r"cannot meet the other ranks, 2 with this, at 127\.0\.0\.1:"),
         joined(CPU, timeout=0.5),
     ):
         pass
@@ -119,7 +119,7 @@ def test_ranks_tell_each_other_and_stop_together() -> None:
         ("RunError", "rank 1: not finite", None),
         ("RunError", "rank 1: 'odd'", None),
     ]
-    assert "rank 0 lost the others: one of them died" in found["lost"]
+    assert "the other ranks are lost: one of them died" in found["lost"]
 
 
 def meet_again() -> list[int]:

@@ -113,7 +113,7 @@ def test_what_happens_to_one_rank_ends_all_once_and_loses_nothing(tmp_path: Path
         ("not_finite", not_finite, ()),
         ("broken_data", broken_data, ("--set", "training.validation_examples=7")),
         ("full_disk", full_disk, ()),
-        ("full_disk", nothing, ("--set", "training.parallel=fsdp")),
+        ("full_disk", nothing, ("--set", "training.parallel=fsdp", "--set", "training.sample_every=5")),
     ]
     first, second = on_ranks(2, scenarios, tmp_path, cases, [free_port() for _ in cases])
     assert [outcome.out + outcome.err for outcome in second] == [""] * len(cases), "rank 0 speaks for all"
@@ -134,6 +134,7 @@ def test_what_happens_to_one_rank_ends_all_once_and_loses_nothing(tmp_path: Path
     assert "No space left on device; free space" in full.err
     assert steps(tmp_path / "full_disk")[0] == "step_00000004", "resumed from step 2, of which 4 and 5 follow"
     assert "from step 2 to 5" in sharded.out
+    assert RunFolder(tmp_path / "full_disk").sample_path(5).exists()
 
 
 def test_a_dead_rank_ends_the_others_at_once_with_a_clear_message(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_a_dead_rank_ends_the_others_at_once_with_a_clear_message(tmp_path: Path
     assert second is None
     (outcome,) = first
     assert outcome.code == 1
-    assert "rank 0 lost the others: one of them died, or did not answer in time" in outcome.err
+    assert "the other ranks are lost: one of them died, or did not answer in time" in outcome.err
     assert "the same command goes on from there" in outcome.err
     assert steps(tmp_path / "killed") == ["step_00000002"]
 
