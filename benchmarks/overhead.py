@@ -18,11 +18,14 @@ Compared like with like, on the VP process:
 diffusers runs without clipping, as we do. Peers that are not installed are skipped and named: `pip install
 ".[bench]"`; of k-diffusion only `sampling` and `external` are imported, which need torchsde and no training stack.
 
-    python benchmarks/overhead.py [--quick]
+On a GPU (`--device cuda`) ours and the bare loop alone, and the time by the clock is what counts there.
+
+    python benchmarks/overhead.py [--quick] [--device cuda] [--page]
 """
 
 import argparse
 import importlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +34,12 @@ from typing import Any
 import torch
 from common import (
     RESULTS,
+    ROOT,
     Spread,
     Timing,
     alternate,
     describe,
+    fill_marks,
     machine_facts,
     short,
     submodule,
@@ -67,6 +72,12 @@ class Null:
     def __call__(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         self.calls += 1
         return self.out[: len(x)]  # samples that an adaptive solver has finished with may have left
+
+    def to(self, device: str) -> None:
+        """Move what it is made of."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor | nn.Module):
+                setattr(self, name, value.to(device))
 
 
 class Tiny(Null):
@@ -107,6 +118,17 @@ class Problem:
     shape: tuple[int, ...]
     steps: int
     sde: VPSDE = VPSDE()
+    device: str = "cpu"
+
+    def to_device(self) -> "Problem":
+        """The same with its network on the device."""
+        self.net.to(self.device)
+        return self
+
+    def wait(self) -> None:
+        """Until all is computed."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
 
 
 @dataclass(frozen=True)
@@ -128,7 +150,8 @@ def our_cases(problem: Problem) -> Iterator[Case]:
 
     def case(family: str, name: str, solver: Solver, score_fn: ScoreFn) -> Case:
         def run() -> int:
-            done = sample(score_fn, problem.sde, solver, problem.shape, noise=SeededNoise(0), denoise=False)
+            noise = SeededNoise(0, device=problem.device)
+            done = sample(score_fn, problem.sde, solver, problem.shape, noise=noise, denoise=False)
             return solver.steps if isinstance(solver, GridSolver) else done.nfe
 
         return Case(family, "sde_diffusion", name, run)
@@ -137,7 +160,8 @@ def our_cases(problem: Problem) -> Iterator[Case]:
     yield case(ODE_STEP, "em, eta=0", euler, problem.net)
     for name, kind in SOLVERS.items():
         if not issubclass(kind, GridSolver):
-            yield case(EVALUATION, name, kind(), problem.net)
+            if problem.device == "cpu" or name == "ode":
+                yield case(EVALUATION, name, kind(), problem.net)
         else:
             solver = kind(steps=problem.steps)
             yield case(SDE_STEP if solver.stochastic else ODE_STEP, name, solver, problem.net)
@@ -148,13 +172,13 @@ def bare_cases(problem: Problem) -> Iterator[Case]:
     """The update x ← a x + b s (+ c z) alone, by in-place arithmetic with known coefficients."""
 
     def run(noisy: bool) -> int:
-        generator = torch.Generator().manual_seed(0)
-        x = torch.randn(problem.shape, generator=generator)
+        generator = torch.Generator(problem.device).manual_seed(0)
+        x = torch.randn(problem.shape, generator=generator, device=problem.device)
         for i in range(problem.steps):
-            t = torch.full((BATCH,), i / problem.steps)
+            t = torch.full((BATCH,), i / problem.steps, device=problem.device)
             x = (0.999 * x).add_(problem.net(x, t), alpha=0.001)
             if noisy:
-                x.add_(torch.randn(problem.shape, generator=generator), alpha=0.01)
+                x.add_(torch.randn(problem.shape, generator=generator, device=problem.device), alpha=0.01)
         return problem.steps
 
     yield Case(ODE_STEP, "bare loop", "x ← a x + b s", lambda: run(False))
@@ -259,6 +283,8 @@ def gather(problem: Problem, skipped: dict[str, str]) -> list[Case]:
     """The cases of all tools that can be imported; the others go into `skipped` with the reason."""
     cases: list[Case] = []
     for tool, build in TOOLS.items():
+        if problem.device != "cpu" and tool not in ("sde_diffusion", "bare loop"):
+            continue
         try:
             cases += build(problem)
         except ImportError as error:
@@ -280,11 +306,12 @@ class Overhead:
 
 def network_alone(problem: Problem, calls: int = 500) -> Callable[[], int]:
     """Calls the network alone, on an input like those it sees."""
-    x, t = torch.randn(problem.shape), torch.full((BATCH,), 0.5)
+    x, t = torch.randn(problem.shape, device=problem.device), torch.full((BATCH,), 0.5, device=problem.device)
 
     def run() -> int:
         for _ in range(calls):
             problem.net(x, t)
+        problem.wait()
         return calls
 
     return run
@@ -296,7 +323,9 @@ def measure(problem: Problem, cases: list[Case], rounds: int) -> tuple[Spread, l
     def counted(case: Case) -> Callable[[], tuple[int, int]]:
         def run() -> tuple[int, int]:
             before = problem.net.calls
-            return case.run(), problem.net.calls - before
+            units = case.run()
+            problem.wait()
+            return units, problem.net.calls - before
 
         return run
 
@@ -336,6 +365,16 @@ def report(results: list[Overhead]) -> str:
     return table(["per", "µs", "quartiles", "× ours", "µs by the clock", "units", "network calls"], rows)
 
 
+def page_table(results: dict[str, Any]) -> str:
+    """Microseconds of every case with the null network, at both shapes."""
+    problems = [problem for problem in results["problems"] if problem["network"] == "null"]
+    keys = [(case["per"], case["tool"], case["name"]) for case in problems[0]["cases"]]
+    found = [{(c["per"], c["tool"], c["name"]): c["cpu_us"]["median"] for c in p["cases"]} for p in problems]
+    rows = [[per, f"{tool}: {name}", *(short(own[per, tool, name]) for own in found)] for per, tool, name in keys]
+    shapes = ["×".join(map(str, problem["shape"])) for problem in problems]
+    return table(["per", "solver", *(f"µs at {shape}" for shape in shapes)], rows)
+
+
 def as_json(network: str, shape: tuple[int, ...], alone: Spread, results: list[Overhead]) -> dict[str, Any]:
     """One problem as JSON values, in microseconds."""
     return {
@@ -364,8 +403,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="5 rounds of 50 steps, to see that it works")
     parser.add_argument("--rounds", type=int, default=40, help="alternating rounds (default 40)")
     parser.add_argument("--steps", type=int, default=200, help="steps of a grid solver (default 200)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--page", action="store_true", help="write docs/performance.md's table from the result file")
     parser.add_argument("--out", type=Path, default=RESULTS / "overhead.json", help="result file")
     options = parser.parse_args()
+    if options.page:
+        page = ROOT / "docs" / "performance.md"
+        found = page_table(json.loads(options.out.read_text()))
+        page.write_text(fill_marks(page.read_text(), "solvers", {"overhead": found}))
+        return
     rounds, steps = (5, 50) if options.quick else (options.rounds, options.steps)
 
     use_one_thread()
@@ -375,7 +421,7 @@ def main() -> None:
     problems = []
     for shape in SHAPES:
         for name, kind in NETWORKS.items():
-            problem = Problem(kind(shape), shape, steps)
+            problem = Problem(kind(shape), shape, steps, device=options.device).to_device()
             alone, results = measure(problem, gather(problem, skipped), rounds)
             print(f"\n{'×'.join(map(str, shape))}, {name} network of {short(alone.median)} µs, {rounds} rounds\n")
             print(report(results))
