@@ -64,3 +64,17 @@ def test_the_reference_models_are_trained_scored_and_drawn_in_pieces(tmp_path: P
     models = json.loads((tmp_path / "out" / "reference.json").read_text())["models"]
     assert {name: model["images"] for name, model in models.items()} == {"subvp": 16, "vp": 16}
     assert all(model["half_width"] > 0 and model["steps"] == 20 for model in models.values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_names_and_rows_on_the_disk_are_no_footprint(tmp_path: Path) -> None:
+    """A million packed names cost a worker less than a list of paths by far; rows read by position cost nothing."""
+    if not Path("/proc/self/smaps_rollup").exists():
+        pytest.skip("no /proc/self/smaps_rollup")
+    pytest.importorskip("torchvision")
+    run("data_streaming.py", "--quick", "--out", tmp_path / "streaming.json")
+    rows = {(row["case"], row["setting"]): row for row in json.loads((tmp_path / "streaming.json").read_text())["rows"]}
+    ours, peer = (max(rows[f"{who}_names", 2]["worker_mb"]) for who in ("ours", "peer"))
+    assert ours < peer - 50  # the texts alone, as objects, are 80 MB
+    assert rows["ours_rows", 0]["anonymous_growth_mb"] < 5

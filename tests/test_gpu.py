@@ -3,11 +3,14 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from sde_diffusion.build import Config, ModelConfig, build_trainer, load_trained, read_config
 from sde_diffusion.config import Recipe
+from sde_diffusion.data import base, training_batches
+from sde_diffusion.data.arrays import Arrays
 from sde_diffusion.graphs import Graphed
 from sde_diffusion.guidance import ClassifierFree
 from sde_diffusion.likelihood import ExactTrace, Hutchinson, log_likelihood
@@ -158,3 +161,29 @@ def test_the_loop_of_a_grid_solver_does_not_wait_for_the_device() -> None:
             finally:
                 torch.cuda.set_sync_debug_mode("default")
             assert y.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_reach_the_device_without_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """Streamed and held on the device they are the same batches, and no copy, flip or draw waits for the device."""
+    values = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", x=values, labels=np.arange(40) % 3)
+    held = Arrays(file=str(tmp_path / "a.npz")).load("train")
+    monkeypatch.setattr(base, "MEMORY_LIMIT", 0)
+    stream = Arrays(file=str(tmp_path / "a.npz")).load("train")
+    assert not stream.in_memory
+    batches = [
+        training_batches(data, batch=16, seed=0, device=DEVICE, flip=True, workers=workers) for data in (held, stream)
+    ]
+    for step in range(6):
+        torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first makes what stays
+        try:
+            a, b = (next(rest) for rest in batches)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert a.x.device.type == b.x.device.type == "cuda"
+        assert torch.equal(a.x, b.x)
+        assert a.label is not None
+        assert b.label is not None
+        assert torch.equal(a.label, b.label)

@@ -73,12 +73,12 @@ def full_disk(patch: pytest.MonkeyPatch, rank: int) -> None:
 
 
 def broken_data(patch: pytest.MonkeyPatch, rank: int) -> None:
-    def two(*rest: Any, **options: Any) -> Iterator[Batch]:
-        yield from islice(training_batches(*rest, **options), 2)
+    def three(*rest: Any, **options: Any) -> Iterator[Batch]:
+        yield from islice(training_batches(*rest, **options), 3)
         raise InputError("cannot read picture 7: it has shrunk")
 
     if rank == 1:
-        patch.setattr(trainer, "training_batches", two)
+        patch.setattr(trainer, "training_batches", three)
 
 
 def killed(patch: pytest.MonkeyPatch, rank: int) -> None:
@@ -131,6 +131,7 @@ def test_what_happens_to_one_rank_ends_all_once_and_loses_nothing(tmp_path: Path
     assert "stopped in step 4: the loss of 8 of 16 samples was not finite" in bad.err
     assert steps(tmp_path / "not_finite") == ["step_00000002"]
     assert "rank 1: cannot read picture 7: it has shrunk" in broken.err
+    assert steps(tmp_path / "broken_data")[-1] == "step_00000003", "saved where it stood"
     assert "No space left on device; free space" in full.err
     assert steps(tmp_path / "full_disk")[0] == "step_00000004", "resumed from step 2, of which 4 and 5 follow"
     assert "from step 2 to 5" in sharded.out
