@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 SHORTAGE = ("DefaultCPUAllocator", "can't allocate memory")  # how torch says so on the CPU, by a RuntimeError
-USABLE = 0.9  # share of what is free that work is planned for: allocators round, kernels want a little of their own
+USABLE = {"cuda": 0.9, "cpu": 0.7}  # share of what is free that tensors can have; kernels and the heap take the rest
 CLEARLY = 1.5
 CGROUPS = (  # limit and use of a container
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -75,9 +75,9 @@ class Growth:
         """Bytes for `count` examples."""
         return self.fixed + count * self.each
 
-    def largest(self, room: float) -> int:
-        """Most examples for which `room` bytes are enough."""
-        return max(0, int((USABLE * room - self.fixed) / self.each))
+    def largest(self, device: torch.device, free: float) -> int:
+        """Most examples for which the `free` bytes of a device are enough."""
+        return max(0, int((USABLE.get(device.type, USABLE["cpu"]) * free - self.fixed) / self.each))
 
 
 def peak_memory(device: torch.device, work: Callable[[], object]) -> int:

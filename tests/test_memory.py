@@ -42,8 +42,10 @@ def test_what_a_gradient_needs_is_alive_until_it_is_had() -> None:
 
     growth = Growth.measured(CPU, work, most=16)
     assert growth.each == 16 * KIB
-    assert growth.largest((growth.fixed + 10 * growth.each) / memory.USABLE + 1) == 10
-    assert growth.largest(0) == 0
+    enough = growth.fixed + 10 * growth.each
+    assert growth.largest(CPU, enough / memory.USABLE["cpu"] + 1) == 10
+    assert growth.largest(torch.device("cuda"), enough / memory.USABLE["cuda"] + 1) == 10
+    assert growth.largest(CPU, 0) == 0
     assert growth.at(2) == growth.fixed + 32 * KIB
 
 

@@ -4,6 +4,7 @@ FLOPs are counted on a network without numbers (torch's meta device), memory and
 in a folder that goes again. Nothing is measured that would not fit or would take minutes.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,14 +22,12 @@ from sde_diffusion.build import Config, build_trainer, count_parameters
 from sde_diffusion.data import Batch, DataSpec, training_batches
 from sde_diffusion.errors import InputError
 from sde_diffusion.memory import Growth, free_memory, is_shortage, readable
-from sde_diffusion.perf import recompute
+from sde_diffusion.perf import recompute, resolve_precision
 from sde_diffusion.training import RunFolder, Trainer
 
 SECONDS = 1.0  # for which steps are timed
 STEPS = 3  # timed at most
 MOST_FLOPS = 3e12  # of a step of one example above which nothing is timed on the CPU
-
-CPU = torch.device("cpu")
 
 Line = tuple[str, str]
 
@@ -75,24 +74,27 @@ def estimate(config: Config, device: torch.device, ranks: int = 1) -> Iterator[L
         InputError: Data that are not there, or a config that cannot be trained.
     """
     spec, options = config.data.load("train").spec, config.training
-    net, room = without_numbers(config, spec), free_memory(device)
+    net, free = without_numbers(config, spec), free_memory(device)
     flops, again = count_flops(net, spec), config.perf.checkpointing
     step = flops.step + again * flops.forward
     yield "parameters", f"{count_parameters(net):,}"
     yield "FLOPs", f"{_si(flops.forward)} an image forward, {_si(step * options.batch)} a step"
     needs = needed(config, net, spec, device)
     piece, share = piece_of(config, ranks), math.ceil(options.batch / ranks)
-    yield "memory", f"about {readable(needs.at(piece))} for {_pieces(share, piece)}; {readable(room)} are free"
+    yield "memory", f"about {readable(needs.at(piece))} for {_pieces(share, piece)}; {readable(free)} are free"
     parts = ", ".join(f"{name} {readable(size)}" for name, size in standing_bytes(config, net).items())
     yield "", f"{parts}; {readable(needs.each)} for each image"
-    recomputing = "" if again else f"; {largest_recomputing(config, net, spec, room):,} with perf.checkpointing"
-    yield "largest batch", f"about {needs.largest(room):,} in one piece{recomputing}"
-    if needs.largest(room) == 0:
+    largest, recomputing = needs.largest(device, free), ""
+    if not again:
+        other = replace(config, perf=replace(config.perf, checkpointing=True))
+        recomputing = f"; {needed(other, net, spec, device).largest(device, free):,} with perf.checkpointing"
+    yield "largest batch", f"about {largest:,} in one piece{recomputing}"
+    if largest == 0:
         yield "time", "not measured: not even a batch of one would fit"
     elif device.type == "cpu" and step > MOST_FLOPS:
         yield "time", f"not measured: a step of one image takes {_si(step)} FLOPs"
     else:
-        seconds = seconds_of_step(config, device, share, most=min(piece, needs.largest(room)))
+        seconds = seconds_of_step(config, device, share, most=min(piece, largest))
         yield "time", f"about {_duration(seconds)} a step, {options.batch / seconds:,.3g} img/s"
         yield "", f"{_duration(seconds * options.steps)} for {options.steps:,} steps, without validation and pictures"
 
@@ -109,13 +111,10 @@ def needed(config: Config, net: nn.Module, spec: DataSpec, device: torch.device)
     else:
         if config.perf.checkpointing:
             recompute(net)
-        kept = Growth.measured(torch.device("meta"), lambda count: _forward_and_back(net, spec, count), most=4096)
+        rough = resolve_precision(config.training.precision, device) == "bfloat16"
+        seen = copy.deepcopy(net).to(torch.bfloat16) if rough else net
+        kept = Growth.measured(torch.device("meta"), lambda count: _forward_and_back(seen, spec, count), most=4096)
     return Growth(sum(standing_bytes(config, net).values()), kept.each)
-
-
-def largest_recomputing(config: Config, net: nn.Module, spec: DataSpec, room: float) -> int:
-    """The largest batch in one piece with activation checkpointing."""
-    return needed(replace(config, perf=replace(config.perf, checkpointing=True)), net, spec, CPU).largest(room)
 
 
 def piece_of(config: Config, ranks: int) -> int:
@@ -127,7 +126,7 @@ def does_not_fit(config: Config, device: torch.device, ranks: int) -> str:
     """What to say where memory did not suffice for training: the largest batch that fits, and what helps."""
     spec, piece = config.data.load("train").spec, piece_of(config, ranks)
     net = without_numbers(config, spec)
-    largest = needed(config, net, spec, device).largest(free_memory(device))
+    largest = needed(config, net, spec, device).largest(device, free_memory(device))
     if largest >= piece:
         return (
             f"out of memory on {device}, although a batch of {piece} should fit (about {largest:,} would); end what "
@@ -147,13 +146,15 @@ def seconds_of_step(config: Config, device: torch.device, batch: int, *, most: i
     smaller steps."""
     with trial(config, device) as run:
         run.step(1)  # the optimizer makes its state, kernels are chosen
-        one = run.timed(1)
-        count = min(batch, most, max(1, int(SECONDS / STEPS / one)))
-        if count == 1:
-            return one * batch
-        run.step(count)
-        many = run.timed(count)
-        return many + max(many - one, 0.0) / (count - 1) * (batch - count)
+        one = now = run.timed(1)
+        count = 1
+        while count < min(batch, most) and now < SECONDS / STEPS:
+            count = min(4 * count, batch, most)
+            run.step(count)
+            now = run.timed(count)
+    if count == 1:
+        return one * batch
+    return now + max(now - one, 0.0) / (count - 1) * (batch - count)
 
 
 class Trial:
@@ -215,16 +216,17 @@ def count_flops(net: nn.Module, spec: DataSpec) -> Flops:
     with FlopCounterMode(display=False) as step:
         _forward_and_back(net, spec, 1)
     with FlopCounterMode(display=False) as forward, torch.no_grad():
-        net(*_inputs(spec, 1))
+        net(*_inputs(net, spec, 1))
     return Flops(forward.get_total_flops(), step.get_total_flops())
 
 
-def _inputs(spec: DataSpec, count: int) -> tuple[Tensor, Tensor]:
-    return torch.empty(count, *spec.shape, device="meta"), torch.empty(count, device="meta")
+def _inputs(net: nn.Module, spec: DataSpec, count: int) -> tuple[Tensor, Tensor]:
+    like = next(net.parameters())
+    return like.new_empty(count, *spec.shape), like.new_empty(count)
 
 
 def _forward_and_back(net: nn.Module, spec: DataSpec, count: int) -> None:
-    net(*_inputs(spec, count)).sum().backward()
+    net(*_inputs(net, spec, count)).sum().backward()
     net.zero_grad()
 
 

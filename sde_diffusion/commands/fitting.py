@@ -41,7 +41,7 @@ def _too_large(loaded: Loaded, count: int, work: Callable[[int], object]) -> str
         _begin(loaded.trained.model.net, lambda: work(min(few, count)))
 
     room = free_memory(loaded.device)
-    largest = Growth.measured(loaded.device, begun, most=min(count, MOST)).largest(room)
+    largest = Growth.measured(loaded.device, begun, most=min(count, MOST)).largest(loaded.device, room)
     what = f"a batch of {count} does not fit into the memory of {loaded.device}"
     if largest >= count:
         return f"{what} now, although about {largest:,} should; end what else runs there, or give a smaller --batch"
