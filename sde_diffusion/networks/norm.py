@@ -72,8 +72,8 @@ def by_sums(x: Tensor) -> bool:
 
 
 def on_its_own(x: Tensor) -> bool:
-    """Whether operations of our own may take `x`: on the CPU, where no compiler fuses the plain formula better."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed(x)
+    """Whether operations of our own may take `x`: on the CPU (or what stands for it, without numbers), uncompiled."""
+    return x.device.type in ("cpu", "meta") and not torch.compiler.is_compiling() and not transformed(x)
 
 
 def _learns(*inputs: Tensor) -> bool:
