@@ -1,6 +1,7 @@
 """What must also hold on a CUDA device; `python -m pytest -m gpu` runs it where there is one."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -187,3 +188,48 @@ def test_data_reach_the_device_without_waiting(tmp_path: Path, monkeypatch: pyte
         assert a.label is not None
         assert b.label is not None
         assert torch.equal(a.label, b.label)
+
+
+PERFS = ["{}", "{memory_format: contiguous}", "{compile: always}", "{memory_format: contiguous, compile: always}"]
+
+
+@pytest.mark.parametrize("perf", PERFS)
+def test_every_choice_of_perf_trains_alike(tmp_path: Path, perf: str) -> None:
+    """The same losses as the plain network, step by step, within what TF32 in convolutions rounds: 2^-11 relative."""
+    losses = []
+    for number, choice in enumerate((perf, "{memory_format: contiguous, compile: never}")):
+        more = ["training.precision=float32", "training.sample_every=0", "training.validate_every=0"]
+        settings = [f"model.network={TINY_UNET}", "training.steps=3", "training.log_every=1", *more, f"perf={choice}"]
+        folder = RunFolder(tmp_path / str(number))
+        trainer = build_trainer(read_config(None, settings), folder, DEVICE)
+        trainer.run()
+        compiled = trainer.model.net._compiled_call_impl
+        assert compiled is None or not compiled.failed
+        rows = (json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines())
+        losses.append([row["loss"] for row in rows])
+    assert len(losses[0]) == 3
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=5e-3, atol=5e-3)
+
+
+def test_a_training_step_waits_for_nothing(tmp_path: Path) -> None:
+    """No operation of a step stops until the device is done."""
+    settings = [f"model.network={TINY_UNET}", "training.steps=9", "training.batch=16", "perf.compile=never"]
+    trainer = build_trainer(read_config(None, settings), RunFolder(tmp_path / "run"), DEVICE)
+    batches = training_batches(trainer.train, batch=16, seed=0, start=0, device=DEVICE)
+    for _ in range(3):  # the first steps make the optimizer's state and what is cached
+        trainer.train_step(next(batches))
+        trainer.step += 1
+    batch = next(batches)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.train_step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_auto_on_cuda_is_channels_last_and_bfloat16(tmp_path: Path) -> None:
+    settings = [f"model.network={TINY_UNET}", "training.steps=2"]
+    trainer = build_trainer(read_config(None, settings), RunFolder(tmp_path / "run"), DEVICE)
+    weight = trainer.model.net.get_submodule("middle.0.block.conv1").weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert trainer.step_loss.rough == (torch.cuda.get_device_capability(DEVICE) >= (8, 0))

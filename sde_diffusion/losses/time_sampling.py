@@ -133,19 +133,19 @@ class ImportanceTime(TimeSampler):
         require_worth(sde, weighting, lambda t: weighting.of_eps(sde, t), name="importance")
 
     def draw(self, sde: SDE, weighting: Weighting, u: Tensor) -> tuple[Tensor, Tensor]:
-        edges, cdf = (table.to(u.device) for table in _tabulate(sde, weighting))
+        edges, cdf = _tabulate(sde, weighting, u.device)
         cell = (torch.searchsorted(cdf, u, right=True) - 1).clamp(0, len(edges) - 2)
         width, mass = edges.diff()[cell], cdf.diff()[cell]
         return edges[cell] + (u - cdf[cell]) / mass * width, mass / width
 
 
 @lru_cache(maxsize=32)
-def _tabulate(sde: SDE, weighting: Weighting) -> tuple[Tensor, Tensor]:
-    """Cell edges (cells + 1,) and the cumulative share of λ/σ² up to each, float64."""
+def _tabulate(sde: SDE, weighting: Weighting, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cell edges (cells + 1,) and the cumulative share of λ/σ² up to each, float64, once for a device."""
     edges = cell_edges(sde)
     middle = 0.5 * (edges[1:] + edges[:-1])
     cdf = torch.cat([torch.zeros(1, dtype=torch.float64), (weighting.of_eps(sde, middle) * edges.diff()).cumsum(0)])
-    return edges, cdf / cdf[-1]
+    return edges.to(device), (cdf / cdf[-1]).to(device)
 
 
 def cell_edges(sde: SDE, cells: int = 4096) -> Tensor:
