@@ -88,7 +88,9 @@ def take_up(path: Path, raw: Raw) -> tuple[bool, int]:
 
 def test_a_checkpoint_is_taken_up_in_any_number_of_shares_and_written_as_it_was(tmp_path: Path) -> None:
     """In three, of which the last of many weights are empty."""
-    raw = merge(RUNS["labels, flips, dropout, a flow"], {"training": {"steps": 2, "batch": 15, "parallel": "fsdp"}})
+    raw = merge(
+        RUNS["learned weighting, times by their losses"], {"training": {"steps": 3, "batch": 15, "parallel": "fsdp"}}
+    )
     with one_thread():
         whole = trainer_for(tmp_path, raw, validate_every=0)
         whole.run()
