@@ -50,8 +50,8 @@ def read_ahead(dataset: Dataset, order: Iterator[Tensor], workers: int, *, pin: 
             item = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: it died as it handed a batch over
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise RunError(
                 f"a process that reads the data was killed ({' '.join(str(error).split())}); memory, or shared memory "
