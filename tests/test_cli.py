@@ -17,7 +17,8 @@ from torch import Tensor
 
 from sde_diffusion import __version__, files
 from sde_diffusion.commands import cli, main
-from sde_diffusion.model import ScoreModel
+from sde_diffusion.networks import UNet
+from sde_diffusion.sde import VPSDE
 from sde_diffusion.solvers import SOLVERS, PerSampleODE
 from sde_diffusion.training import RunFolder
 from tests.commands.conftest import labelled, trained  # noqa: F401  fixtures
@@ -383,16 +384,17 @@ def test_a_network_that_gives_nan_is_told_with_time_and_sample(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Sample 4 of the run: the first of the second batch of four."""
-    inner, calls = ScoreModel.forward, []
+    inner, calls = UNet.forward, []
+    noisy = -0.25 * VPSDE().half_log_snr(torch.tensor(0.5))  # c_noise at t = ½, which rises with t
 
-    def forward(model: ScoreModel, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        score = inner(model, x, t, label)
+    def forward(net: UNet, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+        out = inner(net, x, c_noise, label)
         calls.append(x)
-        wrong = (t < 0.5) if len(calls) > 11 else torch.zeros_like(t, dtype=torch.bool)  # 10 and the denoising
-        score[0] = torch.where(wrong[0], torch.nan, score[0])
-        return score
+        if len(calls) > 11 and c_noise[0] < noisy:  # 10 and the denoising
+            out[0] = torch.nan
+        return out
 
-    monkeypatch.setattr(ScoreModel, "forward", forward)
+    monkeypatch.setattr(UNet, "forward", forward)
     options = ("--solver", "ddim", "--steps", 10, "--count", 6, "--batch", 4, "--out", away / "out")
     outcome = invoke("sample", trained, *options)
     assert outcome.code == 2

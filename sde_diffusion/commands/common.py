@@ -240,12 +240,14 @@ def load(
 
 
 def meet(device: torch.device) -> Ranks:
-    """The processes that share this command; all but the first are silent until it ends.
+    """The processes that share this command; all but the first are silent until it ends. Outside a command: one.
 
     Raises:
         InputError: See `joined`.
     """
-    context = click.get_current_context()
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return ALONE
     ranks = context.with_resource(joined(device, timeout=PATIENCE))
     if not ranks.main:
         context.with_resource(_silent())
