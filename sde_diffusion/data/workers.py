@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,14 +45,16 @@ def read_ahead(dataset: Dataset, order: Iterator[Tensor], workers: int, *, pin: 
         generator=torch.Generator(),  # or the loader draws from the global one
         worker_init_fn=_start,
     )
-    batches = iter(loader)
+    batches: Iterator[Raw | InputError] | None = None
     while True:
         try:
+            if batches is None:
+                batches = _started(loader)
             item = next(batches)
         except StopIteration:
             return
-        except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: it died as it handed a batch over
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if workers == 0 or not _tells_of_a_death(error):
                 raise
             raise RunError(
                 f"a process that reads the data was killed ({' '.join(str(error).split())}); memory, or shared memory "
@@ -60,6 +63,24 @@ def read_ahead(dataset: Dataset, order: Iterator[Tensor], workers: int, *, pin: 
         if isinstance(item, InputError):
             raise item
         yield item
+
+
+def _started(loader: "DataLoader[Raw | InputError]") -> Iterator[Raw | InputError]:
+    """Its batches, without the handler by which torch tells of a worker's death: it raises wherever that finds us, in
+    the midst of a step or where nobody hears. Without it torch sees the death as we wait for a batch, within 5 s."""
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return batches
+
+
+def _tells_of_a_death(error: RuntimeError | OSError | EOFError) -> bool:
+    """Whether torch, or the connection to a worker, says that it is gone; not what a living worker raised."""
+    text = str(error)
+    if text.startswith("Caught "):
+        return False
+    return not isinstance(error, RuntimeError) or "DataLoader worker" in text or "Pin memory thread" in text
 
 
 class _Reader(TorchDataset[Raw | InputError]):

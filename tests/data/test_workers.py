@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from itertools import islice
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from sde_diffusion.data import Dataset, DataSpec, training_batches
 from sde_diffusion.data.workers import choose_workers
+from sde_diffusion.errors import RunError
 from sde_diffusion.training import TrainingConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -37,12 +39,34 @@ class Numbers(Deadly):
         return torch.tensor([[os.getpid(), deaf]] * len(indices)), None
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+class Broken(Deadly):
+    """A set whose reader meets an error that nobody foresaw."""
+
+    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        raise RuntimeError("a fault of the reader")
+
+
 def test_a_worker_that_is_killed_ends_the_run_with_a_reason() -> None:
-    """torch raises by a signal, wherever that finds us: mostly, but not always, as we wait for a batch."""
     batches = training_batches(Deadly(), batch=2, seed=0, workers=1)
-    with pytest.raises(RuntimeError, match=r"reads the data was killed .*lower training.workers|DataLoader worker"):
+    with pytest.raises(RunError, match=r"reads the data was killed \(.*\).*lower training.workers, 0 for none"):
         list(islice(batches, 5))
+
+
+def test_a_death_is_told_where_a_batch_is_awaited_and_nowhere_else() -> None:
+    """torch's own handler would raise in the midst of a step, which then cannot be saved."""
+    batches = training_batches(Numbers(), batch=2, seed=0, workers=1)
+    pid = int(next(batches).x[0, 0])
+    os.kill(pid, signal.SIGKILL)
+    for _ in range(50):  # the step in hand
+        time.sleep(0.01)
+    with pytest.raises(RunError, match="reads the data was killed"):
+        list(islice(batches, 5))
+
+
+def test_an_error_of_a_living_worker_is_its_own() -> None:
+    with pytest.raises(RuntimeError, match="a fault of the reader") as caught:
+        next(training_batches(Broken(), batch=2, seed=0, workers=1))
+    assert not isinstance(caught.value, RunError)
 
 
 def test_workers_stay_and_leave_ctrl_c_to_the_run() -> None:
