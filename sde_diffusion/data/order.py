@@ -32,7 +32,7 @@ Words = npt.NDArray[np.uint64]
 class TrainingOrder:
     """The endless order of training: one permutation of the examples after another, each keyed by (seed, epoch).
 
-    The example at any position costs the same time (about 0.15 µs in a batch) and no memory beyond its batch.
+    The example at any position costs the same time (about 0.15 µs among thousands) and no memory beyond its batch.
 
     Args:
         length: Number of examples N.
