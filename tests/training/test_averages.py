@@ -64,11 +64,16 @@ def test_more_snapshots_find_more(run: tuple[RunFolder, Tensor], tmp_path: Path)
     few = RunFolder(tmp_path)
     few.save_snapshot(load_checkpoint(folder.snapshots()[1]))
     exact = cells(0.2, STEPS) @ weights
-    errors = [
-        float((watched(averaged(last_checkpoint(folder.path), "0.2", some).weights) - exact).norm())
-        for some in (few, folder)
-    ]
-    assert errors[1] < errors[0]
+    gamma, spread = exponent(0.2), float((weights - weights.mean(0)).norm())
+    errors, bounds = [], []
+    for some, times in ((few, (2 * EVERY, STEPS)), (folder, range(EVERY, STEPS + 1, EVERY))):  # the last is the run's
+        plan = synthesise(basis(times), Profile(0.2, STEPS))
+        bounds.append(plan.error * math.sqrt((gamma + 1) ** 2 / (2 * gamma + 1) / STEPS) * spread)
+        errors.append(float((watched(averaged(last_checkpoint(folder.path), "0.2", some).weights) - exact).norm()))
+        rounding = HALF * sum(map(abs, plan.coefficients)) * float(weights.norm(dim=1).max()) + 1e-7
+        assert errors[-1] <= bounds[-1] + rounding
+    assert bounds[1] < bounds[0] / 3
+    assert errors[1] < errors[0]  # by how much depends on the way that the weights took: 0.3 to 0.6 of it
 
 
 def test_stored_averages_are_taken_as_they_are_and_need_no_snapshots(run: tuple[RunFolder, Tensor]) -> None:
