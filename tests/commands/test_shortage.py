@@ -65,9 +65,9 @@ def test_what_should_fit_is_said_to(tmp_path: Path, trained: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("room", "options", "message"),
     [
-        (2.4e6, (), r"a batch of 16 does not fit into the memory of cpu: about (\d+) would; set perf.checkpointing=true"
+        (3.7e6, (), r"a batch of 16 does not fit into the memory of cpu: about (\d+) would; set perf.checkpointing=true"
         r" or training.accumulate=\d+ or a smaller training.batch; the last checkpoint is sound"),
-        (2.4e6, ("--set", "training.accumulate=2"), "a batch of 8 does not fit"),
+        (3.7e6, ("--set", "training.accumulate=2"), "a batch of 8 does not fit"),
         (1e3, (), "about 0 would; set perf.checkpointing=true or a smaller network"),
         (1e12, (), "out of memory on cpu, although a batch of 16 should fit"),
     ],
