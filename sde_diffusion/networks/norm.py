@@ -141,21 +141,35 @@ class NormBySums(torch.autograd.Function):
 
 
 def _forward(x: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, options: Options) -> tuple[Tensor, ...]:
-    """The result, the sums of x over the pixels (B, C), and the mean and 1/√(v + ε) of each channel's group (B, C)."""
+    """The result, and of the sums what its gradient needs: see `_backward`.
+
+    Sums are of d = x − pivot, for E[x²] − E[x]² would lose the variance of features far from 0. With the mean of a row
+    of H as the pivot, E[d²] ≤ (1 + H) var x: rounding of the variance grows by no more.
+    """
     groups, eps, active = options
-    rows, pixels = x.permute(0, 2, 3, 1), x.shape[2] * x.shape[3]
+    rows, pivot, pixels = *_centred(x), x.shape[2] * x.shape[3]
+    shift = shift + pivot
     total, squares = _sum(rows, shift.dtype), _sum(rows * rows, shift.dtype)
-    mean = _group_mean(total / pixels + shift, groups)
-    square = _group_mean((squares + 2 * shift * total) / pixels + shift**2, groups)
-    rate = (square - mean**2).clamp_(min=0).add_(eps).rsqrt_()
-    out = _affine(rows, *_coefficients(shift, weight, bias, mean, rate))
+    own = total / pixels
+    mean = _group_mean(own + shift, groups)
+    spread = (squares / pixels - own**2).clamp_(min=0) + (own + shift - mean) ** 2
+    rate = _group_mean(spread, groups).add_(eps).rsqrt_()
+    scale, offset = _coefficients(shift, weight, bias, mean, rate)
+    out = torch.addcmul(_pixelwise(offset, rows), rows, _pixelwise(scale, rows), out=rows)
     return (functional.silu(out, inplace=True) if active else out).permute(0, 3, 1, 2), total, mean, rate
+
+
+def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x − pivot, (B, H, W, C), and the pivot (B, C): the mean of each channel over the middle row of pixels."""
+    rows = x.permute(0, 2, 3, 1)
+    pivot = rows[:, x.shape[2] // 2].mean(1)
+    return rows - pivot[:, None, None, :], pivot
 
 
 def _backward(
     grad: Tensor, inputs: tuple[Tensor, ...], statistics: tuple[Tensor, ...], options: Options
 ) -> tuple[Tensor, ...]:
-    """The gradients by x, shift, weight and bias.
+    """The gradients by x, shift, weight and bias, from the sums of d (B, C), and m and r of each channel's group (B, C).
 
     With x̂ = (x + shift − m) r, r = 1/√(v + ε) and g the gradient before the SiLU, over the N numbers of a group,
 
@@ -164,7 +178,8 @@ def _backward(
     which is again affine in g and x with coefficients for each sample and channel.
     """
     (x, shift, weight, bias), (total, mean, rate), (groups, _, active) = inputs, statistics, options
-    rows, grad, pixels = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1), x.shape[2] * x.shape[3]
+    (rows, pivot), grad, pixels = _centred(x), grad.permute(0, 2, 3, 1), x.shape[2] * x.shape[3]
+    own, shift = shift, shift + pivot
     scale, offset = _coefficients(shift, weight, bias, mean, rate)
     if active:
         grad = torch.ops.aten.silu_backward(grad, _affine(rows, scale, offset))
@@ -175,7 +190,7 @@ def _backward(
     rest = (shift - mean) * slope - rate * level
     by_x = torch.addcmul(_affine(rows, slope, rest), grad, _pixelwise(scale, rows)).permute(0, 3, 1, 2)
     by_shift = scale * by_bias + slope * total + pixels * rest
-    found = ((by_shift, shift), (by_weight, weight), (by_bias, bias))
+    found = ((by_shift, own), (by_weight, weight), (by_bias, bias))
     return by_x, *(part.sum_to_size(like.shape) for part, like in found)
 
 

@@ -108,6 +108,22 @@ def test_lower_precision_errs_by_its_rounding(layout: str, dtype: torch.dtype, b
 
 
 @each_way
+@pytest.mark.parametrize("mean", [10.0, 1000.0])
+def test_features_far_from_zero_keep_their_variance(layout: str, mean: float) -> None:
+    """All that is lost is the rounding of m and of x − m, a few times 2⁻²⁴ |m|, as in `nn.GroupNorm`: here 16 times."""
+    norm, (x,) = inputs(layout, "nothing", torch.float32)
+    far = (x.detach() + mean).requires_grad_()
+    weight = torch.randn(5, 6, 3, 4, generator=torch.Generator().manual_seed(4))
+    found = ours(norm, "nothing")(far)
+    gradient = torch.autograd.grad(found, far, weight)[0]
+    exact = far.detach().double().requires_grad_()
+    expected = plain(copy.deepcopy(norm).double(), "nothing")(exact)
+    allowed = {"rtol": 0.0, "atol": 16 * 2**-24 * (mean + 1)}
+    torch.testing.assert_close(found.double(), expected, **allowed)
+    torch.testing.assert_close(gradient.double(), torch.autograd.grad(expected, exact, weight.double())[0], **allowed)
+
+
+@each_way
 def test_the_norm_alone_is_group_norm(layout: str) -> None:
     norm, (x,) = inputs(layout, "nothing")
     torch.testing.assert_close(norm(x), functional.group_norm(x, 3, norm.weight, norm.bias, norm.eps), **CLOSE)
