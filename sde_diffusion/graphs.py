@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_diffusion.tensors import transformed
+
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x: (B, *D), c_noise: (B,), label: (B,) or None) -> (B, …)."""
 
@@ -88,7 +90,7 @@ class Graphed:
 
     def __call__(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         """The network's output, (B, …); a recording overwrites it at its next call."""
-        if self._failed or _eager or torch.is_grad_enabled():
+        if self._failed or _eager or torch.is_grad_enabled() or transformed(x):
             return self.network(x, c_noise, label)
         given = (x, c_noise) if label is None else (x, c_noise, label)
         key = (*((tuple(one.shape), one.dtype, one.device) for one in given), _autocast(x))
@@ -103,7 +105,8 @@ class Graphed:
         inputs = tuple(one.clone(memory_format=torch.contiguous_format) for one in given)
         label = inputs[2] if len(inputs) == 3 else None
         try:
-            replay, out = self._capture(lambda: self.network(inputs[0], inputs[1], label))
+            with _current(inputs[0].device):
+                replay, out = self._capture(lambda: self.network(inputs[0], inputs[1], label))
         except RuntimeError as error:
             self._failed = True
             reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -111,6 +114,11 @@ class Graphed:
             return None
         self._recordings[key] = recording = _Recording(inputs, replay, out)
         return recording
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """`device` as the current one, whose streams a recording listens to; on another it would record nothing."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _autocast(x: Tensor) -> torch.dtype | None:

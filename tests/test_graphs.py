@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.errors import InputError
-from sde_diffusion.graphs import BEFORE, MOST, Graphed, eager
+from sde_diffusion.graphs import BEFORE, MOST, Graphed, _current, eager
+from sde_diffusion.likelihood.divergence import _prepare_forward_mode
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.networks import MLP
 from sde_diffusion.perf import PerfConfig
@@ -67,6 +68,28 @@ def test_every_shape_and_the_presence_of_labels_has_its_own(network: nn.Module) 
             assert torch.equal(graphed(*inputs(), labels.flip(0)), network(*inputs(), labels.flip(0)))
             assert torch.equal(graphed(*inputs(5)), network(*inputs(5)))
     assert recorder.made == 3
+
+
+def test_forward_mode_goes_through_the_network(network: nn.Module) -> None:
+    recorder = Recorder()
+    graphed = Graphed(network, capture=recorder)
+    _prepare_forward_mode()
+    x, c_noise = inputs()
+    with torch.no_grad():
+        for _ in range(BEFORE + 1):
+            graphed(x, c_noise)
+        replays = recorder.replays
+        _, tangent = torch.func.jvp(lambda y: graphed(y, c_noise), (x,), (torch.ones_like(x),))
+        _, expected = torch.func.jvp(lambda y: network(y, c_noise), (x,), (torch.ones_like(x),))
+    assert torch.equal(tangent, expected)
+    assert recorder.replays == replays
+
+
+def test_a_recording_is_made_on_the_device_of_its_inputs() -> None:
+    """`--device cuda:1` leaves cuda:0 the current device, whose streams another's kernels do not run on."""
+    place = _current(torch.device("cuda", 1))
+    assert isinstance(place, torch.cuda.device)
+    assert place.idx == 1
 
 
 def test_shapes_without_end_are_not_recorded(network: nn.Module) -> None:
