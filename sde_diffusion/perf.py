@@ -8,6 +8,7 @@ import ctypes
 import functools
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -27,6 +28,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 BACKEND: str | Callable[..., Any] = "inductor"  # of torch.compile
 LARGE = 16  # a side from which channels_last is faster on the CPU, in use: 28 and 32 by 1.1 times, 8 is slower
+USUAL = ("TensorFloat32 tensor cores", "Please use the new API settings to control TF32")  # the compiler on float32
 MANY = 1000  # steps of training in which compilation, a minute or two, pays on CUDA
 
 
@@ -123,6 +125,8 @@ def prepare(model: nn.Module, perf: Perf) -> None:
     if perf.checkpointing:
         recompute(model)
     if perf.compile:
+        for message in USUAL:
+            warnings.filterwarnings("ignore", message=message)
         net = getattr(model, "net", model)
         net.compile(backend=BACKEND)
         net._compiled_call_impl = Compiled(cast(Callable[..., Tensor], net._compiled_call_impl), net._call_impl)

@@ -13,8 +13,10 @@ Reference: Song et al. 2021, arXiv:2011.13456, eq. 39 and appendix D.2; Chen et 
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,14 +131,25 @@ def full_precision(device: torch.device) -> Iterator[None]:
     An adaptive solver takes rounding errors for its own and shortens its steps; and 0.01 bits/dim of an image are some
     nats of thousands. Recorded graphs of kernels, which may have another precision, are not used either.
     """
-    products, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
-    kept = (cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit or 10, cudnn.deterministic)
-    torch.set_float32_matmul_precision("highest")
+    cudnn: Any = torch.backends.cudnn
+    with _unwarned():
+        products, flags = torch.get_float32_matmul_precision(), cudnn.set_flags(_allow_tf32=False)
+        torch.set_float32_matmul_precision("highest")
     try:
-        with torch.autocast(device.type, enabled=False), cudnn.flags(*kept, allow_tf32=False), eager():
+        with torch.autocast(device.type, enabled=False), eager():
             yield
     finally:
-        torch.set_float32_matmul_precision(products)
+        with _unwarned():
+            torch.set_float32_matmul_precision(products)
+            cudnn.set_flags(*flags)
+
+
+@contextlib.contextmanager
+def _unwarned() -> Iterator[None]:
+    """torch 2.9 and later warn of these switches, whose successors 2.8 has not."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Please use the new API settings to control TF32")
+        yield
 
 
 def log_likelihood(

@@ -5,6 +5,7 @@ to 4 standard errors.
 """
 
 import math
+import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from sde_diffusion import graphs
 from sde_diffusion.errors import InputError, SolveError
 from sde_diffusion.likelihood import DIVERGENCES, Divergence, ExactTrace, Hutchinson, Likelihood, log_likelihood
 from sde_diffusion.likelihood.divergence import Distribution, Probes, TraceFn
+from sde_diffusion.likelihood.flow import full_precision
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
 from sde_diffusion.sde import SDE, VPSDE
@@ -290,3 +292,16 @@ def test_products_are_in_full_precision_whatever_surrounds() -> None:
         torch.set_float32_matmul_precision(before)
     assert seen == {(torch.float32, "highest", False, False)}
     assert not graphs._eager
+
+
+def test_a_torch_that_warns_of_its_switches_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.9 to 2.11 warn of the switch of matrix products; warnings are errors here."""
+    switch = torch.set_float32_matmul_precision
+
+    def warns(precision: str) -> None:
+        warnings.warn("Please use the new API settings to control TF32 behavior, such as …", stacklevel=2)
+        switch(precision)
+
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", warns)
+    with full_precision(torch.device("cpu")):
+        assert torch.get_float32_matmul_precision() == "highest"
