@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sde_diffusion.networks.blocks import Layers, parts, zeroed
 
-FEW = 256  # pixels up to which the CPU is faster by plain products than fused: 1.5 times at 49, in bfloat16 5 times
+FEW, FEW_ROUGH = 100, 256  # pixels up to which plain products are faster than fused on the CPU; in half precision
 
 
 class Attention(nn.Module):
@@ -40,7 +40,7 @@ class Attention(nn.Module):
 
     def mix(self, qkv: Tensor) -> Tensor:
         """q, k and v (3, B, heads, pixels, d) -> (B, heads, pixels, d)."""
-        if qkv.device.type == "cpu" and qkv.shape[-2] <= FEW:
+        if qkv.device.type == "cpu" and qkv.shape[-2] <= (FEW_ROUGH if qkv.dtype.itemsize < 4 else FEW):
             q, k, v = qkv
             mixed: Tensor = (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1) @ v
             return mixed

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
+from sde_diffusion.networks import attention as attention_module
 from sde_diffusion.networks.attention import Attention, LinearAttention
 from sde_diffusion.networks.blocks import Conv, Downsample, Layers, ResidualBlock, Upsample, group_norm, join, parts
 
@@ -166,6 +167,33 @@ def test_linear_attention_normalises_keys_over_pixels_and_queries_over_features(
     context = torch.einsum("bndi,bnei->bnde", k.softmax(-1), v)
     mixed = torch.einsum("bnde,bndi->bnei", context, q.softmax(-2) / width**0.5).reshape(2, channels, 7)
     torch.testing.assert_close(attention(x), x + attention.out(mixed), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "dtype", "fused"),
+    [
+        (100, torch.float32, False),
+        (144, torch.float32, True),
+        (256, torch.bfloat16, False),
+        (289, torch.bfloat16, True),
+    ],
+)
+def test_the_cpu_takes_fused_attention_where_it_is_measured_to_be_faster(
+    monkeypatch: pytest.MonkeyPatch, pixels: int, dtype: torch.dtype, fused: bool
+) -> None:
+    calls = []
+
+    def counted(*qkv: Tensor) -> Tensor:
+        calls.append(len(qkv))
+        return functional.scaled_dot_product_attention(*qkv)
+
+    monkeypatch.setattr(attention_module, "scaled_dot_product_attention", counted)
+    qkv = torch.randn(3, 2, 1, pixels, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    mixed = Attention(4, TWO, head_channels=4).mix(qkv)
+    assert calls == [3] * fused
+    expected = functional.scaled_dot_product_attention(*qkv.double())
+    bound = 8 * torch.finfo(dtype).eps  # each factor, sum and product is rounded; values are means of N(0, 1)
+    torch.testing.assert_close(mixed.double(), expected, rtol=bound, atol=bound)
 
 
 def test_attention_may_go_without_its_norm() -> None:
