@@ -30,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sde_diffusion.build import build_trainer, load_trained, read_config, resolve_perf
-from sde_diffusion.data import Batch
+from sde_diffusion.data import Batch, DataSpec
 from sde_diffusion.sampling import sample
 from sde_diffusion.solvers import SOLVERS, SeededNoise
 from sde_diffusion.training import RunFolder
@@ -140,9 +140,10 @@ def our_trainer(problem: Problem, variant: Variant, device: torch.device) -> tup
     return trainer, config
 
 
-def our_setting(config: Any, device: torch.device) -> str:
-    """What the section `perf` stands for on the device."""
-    return str(resolve_perf(config, device))
+def our_setting(config: Any, device: torch.device, spec: DataSpec | None = None) -> str:
+    """What the section `perf` stands for on the device: in training, or for a model in use on data of `spec`."""
+    perf = resolve_perf(config, device, spec)
+    return f"{perf}{', recorded as CUDA graphs' if spec is not None and perf.cuda_graphs else ''}"
 
 
 def our_training(problem: Problem, variant: Variant, device: torch.device) -> Job:
@@ -173,7 +174,7 @@ def our_inference(problem: Problem, variant: Variant, device: torch.device) -> J
             return trained.model(x, t)
 
     flops = forward_flops(config.model.network(problem.shape), problem.shape)
-    return Job(run, flops, our_setting(config, device), trained)
+    return Job(run, flops, our_setting(config, device, trained.spec), trained)
 
 
 def our_sampling(problem: Problem, variant: Variant, device: torch.device) -> Job:
@@ -200,7 +201,8 @@ def our_sampling(problem: Problem, variant: Variant, device: torch.device) -> Jo
         return int(done.nfe)
 
     flops = forward_flops(config.model.network(problem.shape), problem.shape)
-    return Job(call if bare else run, flops, our_setting(config, device), trained)
+    setting = our_setting(config, device, trained.spec)
+    return Job(call if bare else run, flops, f"{setting}, called eagerly" if bare else setting, trained)
 
 
 # ---------------------------------------------------------------------------------------------------------- diffusers

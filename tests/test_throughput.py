@@ -1,5 +1,6 @@
 """benchmarks/throughput.py: what it measures, how it goes on, and the tables it makes of it."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -47,6 +48,14 @@ def test_a_part_times_every_tool_that_is_there(name: str) -> None:
     assert all(len(one["seconds"]) == found["rounds"] and min(one["seconds"]) > 0 for one in found["cases"])
     assert "sde_diffusion, default" in page.report(found)
     assert json.loads(json.dumps(found)) == found
+
+
+def test_the_setting_that_is_recorded_is_that_of_what_ran() -> None:
+    """Training and use are resolved apart: at 28 × 28 on the CPU the layout differs."""
+    problem = dataclasses.replace(cases.TINY, shape=(1, 28, 28), batch=2)
+    variant = cases.Variant(cases.OURS, "default", "float32")
+    assert cases.build("train", problem, variant, CPU).setting == "contiguous, not compiled"
+    assert cases.build("infer", problem, variant, CPU).setting == "channels_last, not compiled"
 
 
 def test_the_memory_of_a_step_is_that_of_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
