@@ -97,7 +97,7 @@ def pieces(device: str, work: Path, *, quick: bool) -> list[Piece]:
         label = label or name
         return Piece(label, (file, *own, *(options or ("--out", str(work / f"{label}.json")))), minutes, file)
 
-    tests = ("-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-p", "no:xdist")
+    tests = ("-m", "pytest", "tests/test_gpu.py", "-m", "gpu", "-p", "no:cacheprovider", "-p", "no:xdist")
     verify = ("cli.py", "verify", "--device", device, "--out", str(work / "verify"))
     reference = ("--out", str(work / "reference"), "--minutes", "{minutes}")
     parts = throughput_parts(device, quick=quick)
@@ -207,7 +207,8 @@ def pack(folders: Folders, states: dict[str, State]) -> None:
     results: dict[str, Any] = json.loads(_text(folders.out / "results.json") or "{}")
     for file in sorted(folders.work.glob("*.json")) + sorted(folders.work.glob("*/*.json")):
         if file.stat().st_size <= FILE // 4:
-            results[str(file.relative_to(folders.work).with_suffix(""))] = json.loads(file.read_text())
+            with contextlib.suppress(ValueError):  # what was killed as it wrote is written anew
+                results[str(file.relative_to(folders.work).with_suffix(""))] = json.loads(file.read_text())
     (folders.out / "results.json").write_text(json.dumps(results, ensure_ascii=False) + "\n")
     logs = {file.stem: file.read_text(errors="replace")[-LOG:] for file in sorted(folders.work.glob("*.log"))}
     if logs:

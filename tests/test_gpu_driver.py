@@ -102,6 +102,12 @@ def test_results_are_packed_flat_and_survive_the_working_files(tmp_path: Path) -
     assert "one" in json.loads((out / "results.json").read_text())
 
 
+def test_a_result_that_a_kill_cut_short_is_left_out(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    assert call(tmp_path, [piece("cut", f"open({str(work / 'cut.json')!r}, 'w').write('[1, ')")]) == 0
+    assert "cut" not in json.loads((tmp_path / "out" / "results.json").read_text())
+
+
 def test_a_folder_of_another_device_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(tmp_path, [piece("one", "pass")]) == 0
     with pytest.raises(SystemExit) as error:
