@@ -169,7 +169,7 @@ def _centred(x: Tensor) -> tuple[Tensor, Tensor]:
 def _backward(
     grad: Tensor, inputs: tuple[Tensor, ...], statistics: tuple[Tensor, ...], options: Options
 ) -> tuple[Tensor, ...]:
-    """The gradients by x, shift, weight and bias, from the sums of d (B, C), and m and r of each channel's group (B, C).
+    """The gradients by x, shift, weight and bias, from sums of d (B, C), and m and r of each channel's group (B, C).
 
     With x̂ = (x + shift − m) r, r = 1/√(v + ε) and g the gradient before the SiLU, over the N numbers of a group,
 
