@@ -54,8 +54,8 @@ def test_the_setting_that_is_recorded_is_that_of_what_ran() -> None:
     """Training and use are resolved apart: at 28 × 28 on the CPU the layout differs."""
     problem = dataclasses.replace(cases.TINY, shape=(1, 28, 28), batch=2)
     variant = cases.Variant(cases.OURS, "default", "float32")
-    assert cases.build("train", problem, variant, CPU).setting == "contiguous, not compiled"
-    assert cases.build("infer", problem, variant, CPU).setting == "channels_last, not compiled"
+    assert cases.build("train", problem, variant, CPU).setting.startswith("contiguous, not compiled")
+    assert cases.build("infer", problem, variant, CPU).setting.startswith("channels_last, not compiled")
 
 
 def test_the_memory_of_a_step_is_that_of_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
