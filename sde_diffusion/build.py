@@ -16,7 +16,7 @@ from sde_diffusion.likelihood import Dequantisation, FlowDequantisation
 from sde_diffusion.likelihood.flow_dequantisation import PART
 from sde_diffusion.losses import Denoising, LikelihoodWeighting
 from sde_diffusion.model import ScoreModel
-from sde_diffusion.perf import Perf, prepare, resolve_precision
+from sde_diffusion.perf import Perf, Precision, prepare, resolve_precision
 from sde_diffusion.rng import derive_seed
 from sde_diffusion.score import ScoreFn
 from sde_diffusion.sections import REGISTRIES, Config, ModelConfig, SamplingConfig, plain_config, read_config
@@ -96,9 +96,16 @@ def build_model(config: Config, spec: DataSpec, device: torch.device) -> ScoreMo
     return model.to(device)
 
 
-def resolve_precision_of(config: Config, device: torch.device) -> Config:
-    """`config` with the precision that training has on `device`, for a run goes on in the one it was begun in."""
-    precision = resolve_precision(config.training.precision, device)
+def resolve_precision_of(config: Config, device: torch.device, begun_in: Precision = "auto") -> Config:
+    """`config` with the precision that training has on `device`.
+
+    Args:
+        config: Where it says `auto`, a run goes on as it was begun, and a new one takes what suits the device.
+        device: Where it is trained.
+        begun_in: The precision of the run so far; `auto` for a new one.
+    """
+    asked = config.training.precision
+    precision = resolve_precision(begun_in if asked == "auto" else asked, device)
     return replace(config, training=replace(config.training, precision=precision))
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sde_diffusion.cpu import bfloat16_instructions, bfloat16_slowdown, instruction_set
 from sde_diffusion.errors import require, require_one_of
 from sde_diffusion.tensors import transformed
 
@@ -200,11 +201,38 @@ def _twice(forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["float32", "bfloat16"]:
-    """What `training.precision` stands for on `device`: `auto` is bfloat16 where CUDA computes in it."""
+    """What `training.precision` stands for on `device`: `auto` is bfloat16 where the device has instructions for it."""
     if precision != "auto":
         return precision
-    computes = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return "bfloat16" if computes else "float32"
+    return "bfloat16" if computes_in_bfloat16(device) else "float32"
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether `device` has instructions for products in bfloat16: CUDA from 8.0, and some CPUs (`cpu`)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and bfloat16_instructions() != ""
+
+
+def precision_advice(precision: Precision, device: torch.device) -> str | None:
+    """What a user should know of a precision on this CPU: that it is emulated, or that a faster one is at hand.
+
+    The factor in it is measured on the spot, for one convolution with its gradients. None where there is nothing to
+    say, and for `auto`.
+    """
+    if device.type != "cpu" or precision == "auto":
+        return None
+    if precision == "bfloat16" and not computes_in_bfloat16(device):
+        return (
+            f"this CPU has no instructions for bfloat16 ({instruction_set()}) and emulates it: a convolution takes "
+            f"{bfloat16_slowdown():.1f} times as long as in float32. Use --set training.precision=float32"
+        )
+    if precision == "float32" and computes_in_bfloat16(device) and bfloat16_slowdown() < 1:
+        return (
+            f"this CPU has instructions for bfloat16 ({bfloat16_instructions()}): a convolution takes "
+            f"{bfloat16_slowdown():.2f} of its time in float32. --set training.precision=bfloat16 uses them"
+        )
+    return None
 
 
 def like(stored: Tensor, parameter: Tensor) -> Tensor:

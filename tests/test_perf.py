@@ -17,7 +17,17 @@ from sde_diffusion.build import Config, build_trainer, read_config, resolve_prec
 from sde_diffusion.errors import InputError
 from sde_diffusion.memory import Growth
 from sde_diffusion.networks import NETWORKS, UNet
-from sde_diffusion.perf import Compiled, Perf, PerfConfig, keep_freed_memory, like, prepare, resolve_precision
+from sde_diffusion.perf import (
+    Compiled,
+    Perf,
+    PerfConfig,
+    Precision,
+    keep_freed_memory,
+    like,
+    precision_advice,
+    prepare,
+    resolve_precision,
+)
 from sde_diffusion.training import RunFolder, load_checkpoint
 from tests.conformance.test_networks import awake, batch, build
 
@@ -151,10 +161,47 @@ def test_auto_is_a_matter_of_device_purpose_and_size() -> None:
     assert always.resolve(CPU) == Perf(channels_last=True, compile=True, keep_memory=True)
 
 
-def test_precision_auto_is_float32_on_the_cpu_and_recorded() -> None:
-    assert resolve_precision("auto", CPU) == "float32"
+@pytest.mark.parametrize(
+    ("instructions", "expected"), [("", "float32"), ("AMX", "bfloat16"), ("AVX512-BF16", "bfloat16")]
+)
+def test_precision_auto_is_bfloat16_where_the_cpu_has_instructions_for_it(
+    monkeypatch: pytest.MonkeyPatch, instructions: str, expected: str
+) -> None:
+    monkeypatch.setattr("sde_diffusion.perf.bfloat16_instructions", lambda: instructions)
+    assert resolve_precision("auto", CPU) == expected
     assert resolve_precision("bfloat16", CPU) == "bfloat16"
-    assert resolve_precision_of(Config(), CPU).training.precision == "float32"
+    assert resolve_precision("float32", CPU) == "float32"
+    assert resolve_precision_of(Config(), CPU).training.precision == expected
+
+
+@pytest.mark.parametrize("begun_in", ["float32", "bfloat16"])
+def test_a_run_keeps_the_precision_that_it_began_in(monkeypatch: pytest.MonkeyPatch, begun_in: Precision) -> None:
+    for instructions in ("", "AMX"):
+        monkeypatch.setattr("sde_diffusion.perf.bfloat16_instructions", lambda found=instructions: found)
+        assert resolve_precision_of(Config(), CPU, begun_in).training.precision == begun_in
+        for asked in ("float32", "bfloat16"):
+            config = read_config(None, [f"training.precision={asked}"])
+            assert resolve_precision_of(config, CPU, begun_in).training.precision == asked
+
+
+def test_advice_on_precision_names_the_factor_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sde_diffusion.perf.bfloat16_slowdown", lambda: 8.04)
+    monkeypatch.setattr("sde_diffusion.perf.bfloat16_instructions", lambda: "")
+    told = precision_advice("bfloat16", CPU)
+    assert told is not None
+    assert "8.0 times as long" in told
+    assert "training.precision=float32" in told
+    assert (
+        precision_advice("float32", CPU) is precision_advice("auto", CPU) is precision_advice("bfloat16", CUDA) is None
+    )
+    monkeypatch.setattr("sde_diffusion.perf.bfloat16_instructions", lambda: "AMX")
+    assert precision_advice("bfloat16", CPU) is None
+    assert precision_advice("float32", CPU) is None  # it would be slower all the same
+    monkeypatch.setattr("sde_diffusion.perf.bfloat16_slowdown", lambda: 0.5)
+    told = precision_advice("float32", CPU)
+    assert told is not None
+    assert "(AMX)" in told
+    assert "training.precision=bfloat16" in told
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])

@@ -32,7 +32,7 @@ from sde_diffusion.config import Raw, differences
 from sde_diffusion.distributed import Ranks, joined
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.memory import is_shortage
-from sde_diffusion.perf import resolve_precision
+from sde_diffusion.perf import precision_advice, resolve_precision
 from sde_diffusion.sde import SDES
 from sde_diffusion.training import RunFolder, Trainer, load_checkpoint
 
@@ -53,7 +53,7 @@ FREE = (
     *("training.steps", "training.keep", "training.workers", "training.changed_data", "training.validation_examples"),
     *("training.log_every", "training.validate_every", "training.sample_every", "training.save_every"),
     *("training.snapshot_every", "training.preview", "training.preview_count"),
-    *("training.parallel", "perf", "sampling", "likelihood", "classifier"),
+    *("training.parallel", "training.precision", "perf", "sampling", "likelihood", "classifier"),
     *("data.root", "data.download", "data.file", "data.test", "data.labels", "data.test_labels"),
 )
 
@@ -90,6 +90,8 @@ def train(
             show_config(raw)
             precision = resolve_precision(config.training.precision, target)
             click.echo(f"# on {target}: {precision}, {resolve_perf(config, target)}")
+            if (advice := precision_advice(config.training.precision, target)) is not None:
+                click.echo(f"# {advice}")
             print_estimate(config, ranks.device(target), lambda line: click.echo(line, err=True), ranks=ranks.size)
         return 0
 
@@ -116,16 +118,17 @@ def run(
         InputError: The folder is held by another process, the run is another, or its data have changed.
     """
     device = ranks.device(device)
-    config = resolve_precision_of(config, device)
     if not ranks.main:
         logging.disable(logging.WARNING)  # what rank 0 says too
     with ExitStack() as held:
         with ranks.agreed():
             if ranks.main:
                 held.enter_context(folder.locked())
-        trainer = _prepared(build, config, folder, device, ranks, free)
+        trainer, config = _prepared(build, config, folder, device, ranks, free)
         if ranks.main:
             click.echo(_described(trainer, folder, config))
+            if (advice := precision_advice(config.training.precision, device)) is not None:
+                click.echo(advice, err=True)
         if trainer.step >= config.training.steps:
             return 0
         stopped, short = None, False
@@ -152,13 +155,18 @@ def _prepared(
     device: torch.device,
     ranks: Ranks,
     free: Sequence[str],
-) -> Trainer:
-    """A trainer that stands where the newest checkpoint of the run does."""
-    raw, newest, checkpoint = plain_config(config), ranks.share(folder.latest() if ranks.main else None), None
+) -> tuple[Trainer, Config]:
+    """A trainer that stands where the newest checkpoint of the run does, and the config with the run's precision."""
+    newest, checkpoint = ranks.share(folder.latest() if ranks.main else None), None
     with ranks.agreed():
+        stored = None
         if newest is not None:
             checkpoint = load_checkpoint(newest, device if ranks.alone else "cpu")
-            _same_run(stored_config(checkpoint, newest), raw, folder, free, tell=ranks.main)
+            stored = stored_config(checkpoint, newest)
+        config = resolve_precision_of(config, device, stored["training"]["precision"] if stored else "auto")
+        raw = plain_config(config)
+        if stored is not None:
+            _same_run(stored, raw, folder, free, tell=ranks.main)
         trainer = build(config, folder, device, ranks)
         if checkpoint is not None:
             now, then = trainer.train.spec, checkpoint.meta["data"]
@@ -167,7 +175,7 @@ def _prepared(
             trainer.restore(checkpoint)
         if ranks.main:
             folder.write_config(raw)
-    return trainer
+    return trainer, config
 
 
 def _described(trainer: Trainer, folder: RunFolder, config: Config) -> str:
@@ -176,7 +184,7 @@ def _described(trainer: Trainer, folder: RunFolder, config: Config) -> str:
     where = str(trainer.device) if ranks.alone else f"{ranks.size} ranks of {trainer.device.type}"
     what = (
         f"{spec.name}: {len(trainer.train)} examples of shape {spec.shape}; {process}; "
-        f"{count_parameters(trainer.model):,} parameters on {where}\n"
+        f"{count_parameters(trainer.model):,} parameters on {where} in {trainer.config.precision}\n"
     )
     step, total = trainer.step, config.training.steps
     if step >= total:
@@ -209,5 +217,7 @@ def _same_run(old: Raw, new: Raw, folder: RunFolder, free: Sequence[str], *, tel
             continue
         if key == "training.steps" and new["training"]["decay"] == "cosine":
             click.echo(f"the learning rate now falls over {after} steps, not {before}: another run from here on")
+        if key == "training.precision":
+            click.echo(f"training.precision was {before} and is now {after}: another run from here on", err=True)
         if key.startswith("data."):
             click.echo(f"{key} was {before} and is now {after}; taken to be the same data", err=True)

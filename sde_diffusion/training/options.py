@@ -58,8 +58,9 @@ class TrainingConfig:
             after training (`sample --ema LENGTH`); each costs memory as the weights do, [] for none.
         snapshot_every: Steps between snapshots of those, which that takes, 2 bytes a weight and average each; null for
             a sixteenth of `steps`, 0 for never.
-        precision: Of the network's forward pass; all else stays in float32. `auto` is bfloat16 on CUDA, if the device
-            computes in it, else float32.
+        precision: Of the network's forward pass; all else stays in float32. `auto` is bfloat16 where the device has
+            instructions for it (CUDA from 8.0; CPUs with AVX512-BF16, AMX or Arm's BF16), else float32. A run keeps
+            the precision that it began in until another is named.
         dequantise: What is made of discrete values; a row of `TRAINING_NOISES`. `true` and `false` are the names
             `uniform` and `centre` of older configs.
         flip: Mirror images at random.

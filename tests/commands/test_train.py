@@ -1,6 +1,7 @@
 """`train`: one run, its folder and its life."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,36 @@ from tests.training.test_checkpoint import fail
 from tests.training.tiny import last_checkpoint, one_thread, same_bits, timeless_metrics
 
 REPOSITORY = Path(__file__).parents[2]
+
+
+def on_a_cpu_with(patch: pytest.MonkeyPatch, instructions: str, slowdown: float) -> None:
+    patch.setattr("sde_diffusion.perf.bfloat16_instructions", lambda: instructions)
+    patch.setattr("sde_diffusion.perf.bfloat16_slowdown", lambda: slowdown)
+
+
+def test_a_run_keeps_its_precision_on_another_cpu_and_says_what_that_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("train", *TINY, "--out", tmp_path / "run", "--steps")
+    on_a_cpu_with(monkeypatch, "AMX", 0.5)
+    outcome = succeed(*command, 1)
+    assert "parameters on cpu in bfloat16\n" in outcome.out
+    assert "convolution" not in outcome.err
+    assert last_checkpoint(tmp_path / "run").meta["config"]["training"]["precision"] == "bfloat16"
+    on_a_cpu_with(monkeypatch, "", 8.0)
+    outcome = succeed(*command, 2)
+    assert "in bfloat16\n" in outcome.out
+    assert "no instructions for bfloat16" in outcome.err
+    assert "8.0 times as long as in float32" in outcome.err
+    assert "training.precision was" not in outcome.err
+    outcome = succeed(*command, 3, "--set", "training.precision=float32")
+    assert "in float32\n" in outcome.out
+    assert "training.precision was bfloat16 and is now float32: another run from here on" in outcome.err
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["training"]["precision"] == "float32"
+    on_a_cpu_with(monkeypatch, "AMX", 0.5)
+    outcome = succeed(*command, 4)  # `auto` again: the run's own
+    assert "in float32\n" in outcome.out
+    assert "0.50 of its time in float32. --set training.precision=bfloat16 uses them" in outcome.err
 
 
 def test_a_run_leaves_its_config_checkpoint_metrics_and_picture(tmp_path: Path) -> None:
@@ -48,7 +79,7 @@ def test_dry_run_prints_a_config_that_is_itself(tmp_path: Path) -> None:
     (tmp_path / "printed.yaml").write_text(outcome.out)
     assert yaml.safe_load(outcome.out)["sde"] == {"name": "ve", "t_min": 1e-5, "sigma_min": 0.01, "sigma_max": 20.0}
     assert succeed("train", "--config", tmp_path / "printed.yaml", "--dry-run").out == outcome.out
-    assert "# on cpu: float32, contiguous, not compiled" in outcome.out
+    assert re.search("# on cpu: (float32|bfloat16), contiguous, not compiled", outcome.out)
     assert not (tmp_path / "run").exists()
 
 
