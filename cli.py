@@ -1,6 +1,6 @@
 """The command line: `python cli.py --help`."""
 
-from sde_diffusion.commands import main
+from sde_diffusion_cli import main
 
 if __name__ == "__main__":
     main()

@@ -448,7 +448,7 @@ def test_interrupts_and_memory_have_their_own_codes(monkeypatch: pytest.MonkeyPa
 
 def test_the_installed_program_and_the_script_are_this_one() -> None:
     text = (REPOSITORY / "pyproject.toml").read_text()
-    assert 'sde-diffusion = "sde_diffusion.commands:main"' in text
+    assert 'sde-diffusion = "sde_diffusion_cli:main"' in text
     assert callable(main)
 
 
