@@ -34,6 +34,7 @@ from sde_diffusion.networks.blocks import (
 )
 from sde_diffusion.networks.embedding import Condition
 from sde_diffusion.networks.fourier import FourierFeatures
+from sde_diffusion.networks.patches import Patches
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +137,8 @@ class UNet(nn.Module):
         order: Of a residual block: `norm_first` as in DDPM, or `conv_first`; see `ResidualBlock`.
         standardised: Whether the blocks' convolutions are weight-standardised; wants `order` conv_first.
         padding: Of the strided convolutions: `symmetric`, or `same` as published networks of DDPM have; see `Conv`.
+        patch: Side of the squares of pixels that are one place of level 0, as channels: 2 quarters the cost of an
+            image at equal widths. It divides every side. Resolutions are those of the places.
         fourier: Exponents of waves of the input beside it; see `FourierFeatures`.
         embedding: How c_noise is embedded, a name in `EMBEDDINGS`.
         embedding_scale: Its highest (sinusoidal) or typical (fourier) frequency [radians per unit of c_noise].
@@ -169,6 +172,7 @@ class UNet(nn.Module):
         order: BlockOrder = "norm_first",
         standardised: bool = False,
         padding: Padding = "symmetric",
+        patch: int = 1,
         fourier: tuple[int, ...] = (),
         embedding: Literal["sinusoidal", "fourier"] = "sinusoidal",
         embedding_scale: float = 16.0,
@@ -187,12 +191,13 @@ class UNet(nn.Module):
             dims=dims, groups=groups, group_channels=group_channels, norm_eps=norm_eps, standardised=standardised
         )
         stage = StageMaker(layers, dropout=dropout, time=time, order=order, head_channels=head_channels)
-        kinds = _attention_kinds(shape, len(multipliers), attention, linear_attention)
+        self.patches = Patches(shape[1:], patch)
+        kinds = _attention_kinds(self.patches.sides, len(multipliers), attention, linear_attention)
         widths = [channels * multiplier for multiplier in multipliers]
 
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self.features = FourierFeatures(fourier)
-        inputs = self.features.factor * shape[0]
+        inputs = self.features.factor * shape[0] * self.patches.pixels
         skips: list[int] = []
         width = channels
         for level, outputs in enumerate(widths):
@@ -211,7 +216,7 @@ class UNet(nn.Module):
                 stages.append(stage(width + skips.pop(), outputs, kinds[level]))
                 width = outputs
             self.up.append(Up(stages, Upsample(width, dims=dims) if level else nn.Identity()))
-        self.output = Head(layers.norm(width), zeroed(layers.conv(width, heads * shape[0])))
+        self.output = Head(layers.norm(width), zeroed(layers.conv(width, heads * shape[0] * self.patches.pixels)))
         self.condition = Condition(channels, 4 * channels, classes=classes, embedding=embedding, scale=embedding_scale)
         self._shares = stage.shares
         self.shifts = nn.Linear(4 * channels, sum(self._shares))  # of all residual blocks in one product
@@ -220,33 +225,32 @@ class UNet(nn.Module):
         """(B, *shape), (B,), (B,) int64 or None -> (B, heads · channels, *sides)."""
         times = iter(self.shifts(self.condition(c_noise, label)).split(self._shares, 1))
         skips: list[Tensor] = []
-        x = self.features(x)
+        x = self.patches.cut(self.features(x))
         for level in self.down:
             x = level(x, times, skips)
         for stage in self.middle:
             x = stage(x, next(times))
         for level in self.up:
             x = level(x, times, skips)
-        out: Tensor = self.output(x)
-        return out
+        return self.patches.joined(self.output(x))
 
 
-def _attention_kinds(shape: Sequence[int], levels: int, full: tuple[int, ...], linear: tuple[int, ...]) -> list[Kind]:
+def _attention_kinds(sides: Sequence[int], levels: int, full: tuple[int, ...], linear: tuple[int, ...]) -> list[Kind]:
     """The attention of each level, by its smallest side."""
     both = set(full) & set(linear)
     require(
         not both, f"`linear_attention` must not name a resolution of `attention`, got {min(both, default=0)} in both"
     )
-    sides = [-(-min(shape[1:]) // 2**level) for level in range(levels)]
+    smallest = [-(-min(sides) // 2**level) for level in range(levels)]
     for name, wanted in (("attention", full), ("linear_attention", linear)):
-        if wanted and not set(wanted) & set(sides):
+        if wanted and not set(wanted) & set(smallest):
             logger.warning(
                 "`%s` at %s meets no level of the U-Net, whose smallest sides are %s",
                 name,
                 ", ".join(map(str, wanted)),
-                ", ".join(map(str, sides)),
+                ", ".join(map(str, smallest)),
             )
-    return ["full" if side in full else "linear" if side in linear else "none" for side in sides]
+    return ["full" if side in full else "linear" if side in linear else "none" for side in smallest]
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:

@@ -85,6 +85,20 @@ def test_attention_at_no_level_is_told(
     assert [record.getMessage() for record in caplog.records] == [expected] * told
 
 
+@pytest.mark.parametrize("shape", [(3, 12), (2, 12, 6), (1, 6, 6, 12)])
+def test_patches_are_places_of_level_0(shape: tuple[int, ...]) -> None:
+    """The network works on sides/3, and what it makes of a pixel of x lies at that pixel."""
+    net = UNet(shape, channels=8, multipliers=(1, 2), blocks=1, attention=(2,), patch=3, heads=2).double()
+    torch.nn.init.normal_(net.output[-1].weight)
+    seen: list[torch.Size] = []
+    net.down[0].entry.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].shape[1:]))
+    x = torch.randn(2, *shape, dtype=torch.double).requires_grad_()
+    out = net(x, torch.zeros(2, dtype=torch.double))
+    assert out.shape == (2, 2 * shape[0], *shape[1:])
+    assert seen == [(shape[0] * 3 ** (len(shape) - 1), *(side // 3 for side in shape[1:]))]
+    assert sum(isinstance(module, Attention) for module in net.modules()) > 1
+
+
 def test_heads_are_at_least_as_wide_as_asked() -> None:
     net = UNet((1, 8, 8), channels=24, multipliers=(1,), attention=(8,), head_channels=8)
     assert {module.heads for module in net.modules() if isinstance(module, Attention)} == {3}
@@ -106,6 +120,8 @@ def test_dropout_and_groups_reach_the_blocks() -> None:
         ),
         ((1, 2, 3, 4, 5), {}, r"`shape` must be channels and one to three sides"),
         ((1, 0, 8), {}, r"`shape` must be channels and one to three sides"),
+        ((1, 8, 9), {"patch": 2}, "`patch` must divide every side of the data, 8 × 9, got 2"),
+        ((1, 8, 8), {"patch": 0}, "`patch` must be > 0, got 0"),
         ((1, 8, 8), {"channels": 5}, "`channels` must be even and ≥ 4, got 5"),
         ((1, 8, 8), {"multipliers": ()}, r"`multipliers` must be one or more numbers > 0, got \(\)"),
         ((1, 8, 8), {"multipliers": (1, 0)}, r"`multipliers` must be one or more numbers > 0, got \(1, 0\)"),
