@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 import torch
 from threadpoolctl import threadpool_limits
 
+from sde_diffusion.cpu import instruction_set
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -99,6 +101,7 @@ def machine_facts(packages: Sequence[str] = ()) -> dict[str, Any]:
     """
     return {
         "cpu": _cpu_name(),
+        "instructions": instruction_set(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2),
@@ -114,9 +117,11 @@ def describe(facts: Mapping[str, Any]) -> str:
     """The facts in two lines."""
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
     changed = f" with changes in {', '.join(facts['modified'])}" if facts["modified"] else ""
+    instructions = f" ({facts['instructions']})" if "instructions" in facts else ""
     return (
-        f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} thread(s), load {facts['load_average']}, "
-        f"Python {facts['python']}\n{versions}; commit {facts['commit'][:12] or 'unknown'}{changed}"
+        f"{facts['cpu']}{instructions}, {facts['cores']} cores, {facts['threads']} thread(s), "
+        f"load {facts['load_average']}, Python {facts['python']}\n"
+        f"{versions}; commit {facts['commit'][:12] or 'unknown'}{changed}"
     )
 
 

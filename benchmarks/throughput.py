@@ -12,6 +12,7 @@ The work is in parts of a few minutes. Each part's results are merged into the r
 run goes on where an earlier one stopped.
 
     python benchmarks/throughput.py [--device cuda] [--part NAME …] [--quick]
+    python benchmarks/throughput.py --eager     # nothing compiled, 28×28 alone, on a CPU: three minutes
     python benchmarks/throughput.py --page      # writes the tables of docs/performance.md
 """
 
@@ -37,6 +38,7 @@ from common import RESULTS, ROOT, alternate, describe, machine_facts, timed
 from throughput_cases import CIFAR, COLOUR, DIFFUSERS, LUCIDRAINS, OURS, SMALL, TINY, Problem, Variant, build
 
 from sde_diffusion.build import choose_device
+from sde_diffusion.cpu import bfloat16_instructions, instruction_set
 from sde_diffusion.files import write_atomically
 
 PACKAGES = ("diffusers", "denoising-diffusion-pytorch", "ema-pytorch", "triton")
@@ -72,8 +74,13 @@ class Part:
         return [Variant(tool, mode, self.precision) for tool, mode in self.modes]
 
 
-def parts_of(device: torch.device, *, quick: bool) -> dict[str, Part]:
-    """The parts on a kind of device; with `quick` all phases with a tiny network and nothing compiled."""
+def parts_of(device: torch.device, *, quick: bool, eager: bool = False) -> dict[str, Part]:
+    """The parts on a kind of device.
+
+    Args:
+        quick: All phases with a tiny network and nothing compiled.
+        eager: Training and inference beside diffusers with nothing compiled, in the precisions of the CPU.
+    """
 
     def named(parts: Iterator[Part]) -> dict[str, Part]:
         return {part.name: part for part in parts}
@@ -83,6 +90,10 @@ def parts_of(device: torch.device, *, quick: bool) -> dict[str, Part]:
         sampling = tuple(one for one in SAMPLING if one[1] != "compiled")
         phases = {"train": modes, "infer": modes, "memory": modes, "sample": sampling}
         return named(Part(phase, TINY, precision, phases[phase]) for phase in phases for precision in DTYPES)
+    if eager:
+        modes = ((OURS, "default"), (DIFFUSERS, "eager"))
+        precisions = ("float32", "bfloat16") if bfloat16_instructions() else ("float32",)
+        return named(Part(phase, SMALL, one, modes) for phase in ("train", "infer") for one in precisions)
     if device.type == "cuda":
         phases = {"train": CUDA_VARIANTS, "infer": CUDA_VARIANTS, "sample": SAMPLING, "memory": CUDA_VARIANTS}
         return named(Part(phase, CIFAR, "bfloat16", modes) for phase, modes in phases.items())
@@ -338,6 +349,14 @@ def device_name(device: torch.device) -> str:
     return re.sub(r"[^a-z0-9]+", "_", torch.cuda.get_device_name(device).lower()).strip("_")
 
 
+def file_name(device: torch.device, *, quick: bool, eager: bool) -> str:
+    """Of the results: with `eager` a file for each kind of CPU, named by its instructions."""
+    if eager:
+        kind = re.sub(r"[^a-z0-9]+", "_", instruction_set().lower())
+        return f"throughput_eager_{kind}.json"
+    return f"throughput_{device_name(device)}{'_quick' if quick else ''}.json"
+
+
 def read(path: Path) -> dict[str, Any]:
     """The result file so far."""
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"parts": {}}
@@ -369,6 +388,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="name the parts that are missing")
     parser.add_argument("--seconds", type=float, default=60.0, help="of timing in a part, beside all else (default 60)")
     parser.add_argument("--quick", action="store_true", help="tiny networks and three rounds, to see that it works")
+    parser.add_argument("--eager", action="store_true", help="28×28 beside diffusers, nothing compiled: three minutes")
     parser.add_argument("--out", type=Path, help="result file")
     parser.add_argument("--page", action="store_true", help="write the tables of docs/performance.md and stop")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
@@ -390,7 +410,7 @@ def work(options: argparse.Namespace, *, cold: bool) -> None:
         throughput_page.write()
         return
     device = choose_device(options.device)
-    parts = parts_of(device, quick=options.quick)
+    parts = parts_of(device, quick=options.quick, eager=options.eager)
     unknown = set(options.part) - set(parts)
     if unknown:
         raise SystemExit(f"error: unknown part {min(unknown)!r}; known: {', '.join(parts)}")
@@ -402,8 +422,9 @@ def work(options: argparse.Namespace, *, cold: bool) -> None:
         variant = next(one for one in part.variants if one.key == options.memory_of)
         print(json.dumps(peak_of_a_step(part, variant, device)))
         return
-    path = options.out or RESULTS / f"throughput_{device_name(device)}{'_quick' if options.quick else ''}.json"
-    missing = options.part or [name for name in parts if name not in read(path)["parts"]]
+    path = options.out or RESULTS / file_name(device, quick=options.quick, eager=options.eager)
+    again = options.eager and not options.list  # three minutes: what is there is measured anew
+    missing = options.part or [name for name in parts if again or name not in read(path)["parts"]]
     if options.list:
         print("\n".join(missing))
         return
@@ -415,7 +436,8 @@ def work(options: argparse.Namespace, *, cold: bool) -> None:
             result = measure_memory(parts[name], device, quick=options.quick)
         else:
             start = functools.partial(Apart, device=device, quick=options.quick)
-            result = measure(parts[name], device, quick=options.quick, start=start, seconds_in_all=options.seconds)
+            seconds = options.seconds / 4 if options.eager else options.seconds
+            result = measure(parts[name], device, quick=options.quick, start=start, seconds_in_all=seconds)
         merge(path, name, result | {"cold": cold}, facts)
         print(throughput_page.report(result))
     print(f"\nwrote {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")

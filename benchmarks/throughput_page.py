@@ -12,6 +12,7 @@ from throughput_cases import DIFFUSERS, OURS
 PAGE = ROOT / "docs" / "performance.md"
 PHASES = {"train": "Training step", "infer": "Inference", "sample": "Sampling", "memory": "Memory of a training step"}
 NOT_MEASURED = "Not measured yet."
+EAGER = "throughput_eager_"  # how the files of `throughput.py --eager` begin
 
 Result = Mapping[str, Any]
 
@@ -247,18 +248,46 @@ def section(results: Mapping[str, Any] | None, goals: Any) -> str:
     return "\n\n".join([goal_table(goals(parts)), *tables, *notes])
 
 
-def read_results() -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """Of the CPU, and of the CUDA device whose file is there (the last by name)."""
+def read_results() -> tuple[dict[str, Any] | None, dict[str, Any] | None, list[dict[str, Any]]]:
+    """Of the CPU, of the CUDA device whose file is there (the last by name), and of `--eager` by kind of CPU."""
     found: dict[bool, dict[str, Any]] = {}
+    kinds = []
     for path in sorted(RESULTS.glob("throughput_*.json")):
-        if not path.stem.endswith("_quick"):
+        if path.stem.startswith(EAGER):
+            kinds.append(json.loads(path.read_text()))
+        elif not path.stem.endswith("_quick"):
             found[path.stem == "throughput_cpu"] = json.loads(path.read_text())
-    return found.get(True), found.get(False)
+    return found.get(True), found.get(False), kinds
 
 
-def with_tables(text: str, cpu: Mapping[str, Any] | None, cuda: Mapping[str, Any] | None) -> str:
+def kinds_of_cpu(found: Iterable[Mapping[str, Any]]) -> str:
+    """Our default against diffusers eager on each kind of CPU, a row each."""
+    phases = {(phase, precision): f"{phase}, {precision}" for phase, precision in CPU_FACTORS}
+    rows = []
+    for one in found:
+        row = {(part["phase"], part["precision"]): part for part in one["parts"].values()}
+        cells = []
+        for key in phases:
+            part = row.get(key)
+            ours = part and case_of(part, OURS, "default")
+            peer = part and case_of(part, DIFFUSERS, "eager")
+            if not part or not ours or not peer:
+                cells.append("–")
+                continue
+            spread = ratio(peer, ours)
+            text = f"{spread.median:.2f}× ({spread.low:.2f} … {spread.high:.2f})"
+            cells.append(f"{text}, {short(images_per_second(part, ours))}/s, {100 * share(part, ours):.0f} %")
+        machine = one["machine"]
+        rows.append([f"{machine['instructions']}: {machine['cpu']}, {machine['threads']} threads", *cells])
+    return table(["28×28×1, against diffusers eager", *phases.values()], rows) if rows else NOT_MEASURED
+
+
+def with_tables(
+    text: str, cpu: Mapping[str, Any] | None, cuda: Mapping[str, Any] | None, kinds: Iterable[Mapping[str, Any]]
+) -> str:
     """`text` with what stands between each pair of marks written anew."""
-    return fill_marks(text, "throughput", {"cpu": section(cpu, cpu_goals), "cuda": section(cuda, cuda_goals)})
+    contents = {"cpu": section(cpu, cpu_goals), "kinds": kinds_of_cpu(kinds), "cuda": section(cuda, cuda_goals)}
+    return fill_marks(text, "throughput", contents)
 
 
 def write(page: Path = PAGE) -> None:

@@ -165,6 +165,29 @@ def test_goals_are_met_or_not() -> None:
     assert (goal.measured, goal.met) == ("0.889×", True)
 
 
+@pytest.mark.parametrize(("instructions", "precisions"), [("", {"float32"}), ("AMX", {"float32", "bfloat16"})])
+def test_eager_parts_are_of_what_the_cpu_computes_in(
+    monkeypatch: pytest.MonkeyPatch, instructions: str, precisions: set[str]
+) -> None:
+    monkeypatch.setattr(throughput, "bfloat16_instructions", lambda: instructions)
+    monkeypatch.setattr(throughput, "instruction_set", lambda: f"AVX512 with {instructions}")
+    parts = throughput.parts_of(CPU, quick=False, eager=True).values()
+    assert {part.precision for part in parts} == precisions
+    assert {part.phase for part in parts} == {"train", "infer"}
+    assert all(mode in ("default", "eager") for part in parts for _, mode in part.modes)
+    assert throughput.file_name(CPU, quick=False, eager=True).startswith(page.EAGER)
+
+
+def test_each_kind_of_cpu_has_its_row() -> None:
+    ours, theirs = case("sde_diffusion", "default", [0.2, 0.2]), case("diffusers", "eager", [0.3, 0.4])
+    kind = {"machine": {"instructions": "AVX2", "cpu": "Some", "threads": 2}, "parts": {"train": result(ours, theirs)}}
+    table = page.kinds_of_cpu([kind])
+    assert "AVX2: Some, 2 threads" in table
+    assert "1.75× (1.62 … 1.88), 320/s, 96 %" in table
+    assert table.splitlines()[-1].count("–") == 3
+    assert page.kinds_of_cpu([]) == page.NOT_MEASURED
+
+
 def test_sampling_is_held_against_the_bare_network() -> None:
     part = result(
         case("sde_diffusion", "default", [1.04, 1.04]),
