@@ -166,7 +166,10 @@ def _prepared(
         config = resolve_precision_of(config, device, stored["training"]["precision"] if stored else "auto")
         raw = plain_config(config)
         if stored is not None:
-            _same_run(stored, raw, folder, free, tell=ranks.main)
+            assert checkpoint is not None
+            falls = checkpoint.meta["step"] > config.training.falling_from()
+            falls |= checkpoint.meta["step"] > read_config(None, (), stored).training.falling_from()
+            _same_run(stored, raw, folder, free, tell=ranks.main, falls=falls)
         trainer = build(config, folder, device, ranks)
         if checkpoint is not None:
             now, then = trainer.train.spec, checkpoint.meta["data"]
@@ -204,7 +207,12 @@ def _same_length(now: int, then: int | None, folder: RunFolder, config: Config, 
         click.echo(f"{now} examples where there were {then}: another order from here on", err=True)
 
 
-def _same_run(old: Raw, new: Raw, folder: RunFolder, free: Sequence[str], *, tell: bool) -> None:
+def _same_run(old: Raw, new: Raw, folder: RunFolder, free: Sequence[str], *, tell: bool, falls: bool) -> None:
+    """Refuse to go on with another run, and say what has changed.
+
+    Args:
+        falls: Whether a learning rate that depends on the number of steps has been used.
+    """
     for key, (before, after) in differences(old, new).items():
         if key == "training.precision" and before == "auto":  # of an imported model, not trained so far
             continue
@@ -215,7 +223,7 @@ def _same_run(old: Raw, new: Raw, folder: RunFolder, free: Sequence[str], *, tel
             )
         if not tell:
             continue
-        if key == "training.steps" and new["training"]["decay"] == "cosine":
+        if key == "training.steps" and falls:
             click.echo(f"the learning rate now falls over {after} steps, not {before}: another run from here on")
         if key == "training.precision":
             click.echo(f"training.precision was {before} and is now {after}: another run from here on", err=True)

@@ -51,7 +51,10 @@ class TrainingConfig:
         parallel: Where several processes train: every rank has the whole model (`ddp`), or a share of it (`fsdp`).
         optimizer, learning_rate, weight_decay, beta2: Of Adam or AdamW.
         warmup: Steps over which the learning rate rises from zero.
-        decay: After that, `constant`, or `cosine` down to zero at `steps`.
+        decay: After that, `constant`; `cosine` down to zero at `steps`; or `cooldown`: constant, then linear down to
+            zero over the share `cooldown` of `steps` at the end. A run with a cooldown may be given more steps before
+            that begins, and stays the same run (Hägele et al. 2024, arXiv:2405.18392).
+        cooldown: That share.
         clip: Largest norm of the gradient; null for none.
         ema_decay: Rates of averaged weights, one or more; the first is used for everything but training.
         ema_profiles: Lengths σ_rel of averages by a power of time beside them, from which one of any length can be had
@@ -85,7 +88,8 @@ class TrainingConfig:
     weight_decay: float = 0.0
     beta2: float = 0.99
     warmup: int = 100
-    decay: Literal["constant", "cosine"] = "cosine"
+    decay: Literal["constant", "cosine", "cooldown"] = "cosine"
+    cooldown: float = 0.2
     clip: float | None = 1.0
     ema_decay: tuple[float, ...] = (0.999,)
     ema_profiles: tuple[float, ...] = (0.05, 0.1)
@@ -116,6 +120,7 @@ class TrainingConfig:
         require(self.accumulate <= self.batch, f"`accumulate` must be ≤ `batch` = {self.batch}, got {self.accumulate}")
         require(0 <= self.label_dropout <= 1, f"`label_dropout` must be in [0, 1], got {self.label_dropout}")
         check_averages(self.ema_decay, self.ema_profiles)
+        require(0 < self.cooldown <= 1, f"`cooldown` must be in (0, 1], got {self.cooldown}")
         require(0 <= self.beta2 < 1, f"`beta2` must be in [0, 1), got {self.beta2}")
         require(self.clip is None or self.clip > 0, f"`clip` must be > 0 or null, got {self.clip}")
 
@@ -152,4 +157,11 @@ class TrainingConfig:
         rate = self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup))
         if self.decay == "cosine":
             rate *= 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        if self.decay == "cooldown":
+            rate *= min(1.0, (self.steps - step) / (self.cooldown * self.steps))
         return rate
+
+    def falling_from(self) -> int:
+        """The first step whose learning rate depends on `steps`; `steps` itself for a constant rate."""
+        begins = {"constant": self.steps, "cosine": 0, "cooldown": math.ceil((1 - self.cooldown) * self.steps)}
+        return begins[self.decay]

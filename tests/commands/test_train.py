@@ -53,6 +53,27 @@ def test_a_run_keeps_its_precision_on_another_cpu_and_says_what_that_costs(
     assert "0.50 of its time in float32. --set training.precision=bfloat16 uses them" in outcome.err
 
 
+def test_more_steps_before_the_cooldown_are_the_same_run(tmp_path: Path) -> None:
+    """12 steps with the last 3 cooling down: at once, or planned as 8, of which 5 are taken, and then given 4 more."""
+    decay = ("--set", "training.decay=cooldown", "--set", "training.cooldown=0.25", "--set", "training.sample_every=0")
+    command = ("train", *TINY, *decay, "--set", "training.validate_every=0", "--out")
+    succeed(*command, tmp_path / "whole", "--steps", 12)
+    succeed(*command, tmp_path / "parts", "--steps", 5, "--set", "training.decay=constant")
+    run = RunFolder(tmp_path / "parts")
+    newest = run.latest()
+    assert newest is not None
+    stored = load_checkpoint(newest)  # as a run of 8 steps that was stopped at 5
+    training = stored.meta["config"]["training"] | {"steps": 8, "decay": "cooldown"}
+    save_checkpoint(
+        newest, Checkpoint(stored.tensors, stored.meta | {"config": stored.meta["config"] | {"training": training}})
+    )
+    outcome = succeed(*command, tmp_path / "parts", "--steps", 12)
+    assert "learning rate" not in outcome.out
+    assert same_bits(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts"))
+    outcome = succeed(*command, tmp_path / "whole", "--steps", 14)
+    assert "the learning rate now falls over 14 steps, not 12: another run from here on" in outcome.out
+
+
 def test_a_run_leaves_its_config_checkpoint_metrics_and_picture(tmp_path: Path) -> None:
     outcome = succeed("train", *TINY, "--sde", "subvp", "--steps", 3, "--seed", 5, "--out", tmp_path / "run")
     run = tmp_path / "run"

@@ -60,9 +60,23 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     assert [constant(step) for step in (0, 5, 9)] == [2e-3] * 3
 
 
+def test_a_cooldown_leaves_the_rates_before_it_to_any_number_of_steps() -> None:
+    short, long = (
+        TrainingConfig(steps=n, warmup=10, learning_rate=2e-3, decay="cooldown", cooldown=0.25) for n in (80, 200)
+    )
+    assert (short.falling_from(), long.falling_from()) == (60, 150)
+    same = [short.learning_rate_at(k) == long.learning_rate_at(k) for k in range(80)]
+    assert same == [True] * 61 + [False] * 19
+    assert short.learning_rate_at(30) == 2e-3
+    assert short.learning_rate_at(70) == pytest.approx(1e-3, rel=1e-12)
+    assert short.learning_rate_at(79) == pytest.approx(2e-3 / 20, rel=1e-12)
+    assert [TrainingConfig(steps=9, decay=name).falling_from() for name in ("constant", "cosine")] == [9, 0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"cooldown": 0.0}, r"`cooldown` must be in \(0, 1\], got 0.0"),
         *(({name: 0}, f"`{name}` must be > 0") for name in ("steps", "batch", "accumulate", "keep", "preview_count")),
         *(({name: -1}, f"`{name}` must be ≥ 0") for name in ("warmup", "weight_decay", "log_every", "workers")),
         ({"learning_rate": 0.0}, "`learning_rate` must be > 0"),
