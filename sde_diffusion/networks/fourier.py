@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.errors import require
+from sde_diffusion.networks.blocks import zeroed
+from sde_diffusion.tensors import expand
 
 HIGHEST = 12  # beyond it float32 has too few digits of x to know the phase
 
@@ -18,8 +20,12 @@ class FourierFeatures(nn.Module):
     6 and 7 at `sigma_data` 0.5. No exponents leave x as it is. The waves are computed in the precision of x, which
     autocast does not lower; the steeper they are, the more steps an adaptive solver takes at low noise.
 
+    Where the noise is longer than a wave, the wave is noise as well. With a gate each wave is multiplied by a number
+    that is linear in the embedding of the time and zero at the start, so that a network opens it where it is of use.
+
     Args:
         exponents: The numbers n, each once, from 0 to 12.
+        embedding: Features of the embedding that the gate reads; None for no gate.
 
     Raises:
         InputError: Exponents that are not.
@@ -27,7 +33,7 @@ class FourierFeatures(nn.Module):
     Reference: Kingma et al. 2021, "Variational Diffusion Models", arXiv:2107.00630, appendix C.
     """
 
-    def __init__(self, exponents: tuple[int, ...]) -> None:
+    def __init__(self, exponents: tuple[int, ...], *, embedding: int | None = None) -> None:
         super().__init__()
         require(
             len(set(exponents)) == len(exponents) and all(0 <= n <= HIGHEST for n in exponents),
@@ -35,10 +41,16 @@ class FourierFeatures(nn.Module):
         )
         self.exponents = tuple(exponents)
         self.factor = 1 + 2 * len(exponents)  # by which the channels grow
+        self.gate = zeroed(nn.Linear(embedding, 2 * len(exponents))) if embedding and exponents else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, …) -> (B, factor · C, …)."""
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """(B, C, …), and with a gate (B, features) -> (B, factor · C, …)."""
         if not self.exponents:
             return x
         phases = [2**n * math.pi * x for n in self.exponents]
-        return torch.cat([x, *(wave for phase in phases for wave in (phase.sin(), phase.cos()))], 1)
+        waves = [wave for phase in phases for wave in (phase.sin(), phase.cos())]
+        if self.gate is not None:
+            assert embedding is not None
+            gates = self.gate(embedding).to(x.dtype).unbind(1)
+            waves = [expand(gate, x) * wave for gate, wave in zip(gates, waves, strict=True)]
+        return torch.cat([x, *waves], 1)

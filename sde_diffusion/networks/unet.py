@@ -143,6 +143,7 @@ class UNet(nn.Module):
         embedding: How c_noise is embedded, a name in `EMBEDDINGS`.
         embedding_scale: Its highest (sinusoidal) or typical (fourier) frequency [radians per unit of c_noise].
 
+        fourier_gate: Whether each wave is multiplied by a number that the network makes of the time, 0 at the start.
     Raises:
         InputError: An argument outside its range, or two that exclude each other; in `forward`, labels although
             `classes` is 0.
@@ -177,6 +178,7 @@ class UNet(nn.Module):
         embedding: Literal["sinusoidal", "fourier"] = "sinusoidal",
         embedding_scale: float = 16.0,
     ) -> None:
+        fourier_gate: bool = False,
         super().__init__()
         shape = tuple(shape)
         _check_shape(shape)
@@ -196,7 +198,7 @@ class UNet(nn.Module):
         widths = [channels * multiplier for multiplier in multipliers]
 
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        self.features = FourierFeatures(fourier)
+        self.features = FourierFeatures(fourier, embedding=4 * channels if fourier_gate else None)
         inputs = self.features.factor * shape[0] * self.patches.pixels
         skips: list[int] = []
         width = channels
@@ -223,9 +225,10 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         """(B, *shape), (B,), (B,) int64 or None -> (B, heads · channels, *sides)."""
-        times = iter(self.shifts(self.condition(c_noise, label)).split(self._shares, 1))
+        embedding = self.condition(c_noise, label)
+        times = iter(self.shifts(embedding).split(self._shares, 1))
         skips: list[Tensor] = []
-        x = self.patches.cut(self.features(x))
+        x = self.patches.cut(self.features(x, embedding))
         for level in self.down:
             x = level(x, times, skips)
         for stage in self.middle:

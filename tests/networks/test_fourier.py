@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sde_diffusion.errors import InputError
-from sde_diffusion.networks import NETWORKS
+from sde_diffusion.networks import NETWORKS, UNet
 from sde_diffusion.networks.fourier import FourierFeatures
 from tests.conformance.test_networks import SHAPE, awake, batch, build
 
@@ -19,6 +19,30 @@ def test_the_waves_stand_behind_the_input(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(features(x), torch.cat(expected, 1), rtol=1e-10, atol=1e-10)
     assert features.factor == 5
     assert FourierFeatures(())(x) is x
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 1, 4, 3)])
+def test_a_gate_multiplies_each_wave_by_its_own_number(shape: tuple[int, ...]) -> None:
+    draws = torch.Generator().manual_seed(0)
+    x, embedding = torch.randn(shape, generator=draws).double(), torch.randn(2, 5, generator=draws).double()
+    features, plain = FourierFeatures((0, 7), embedding=5).double(), FourierFeatures((0, 7))
+    assert features.gate is not None
+    assert torch.equal(features(x, embedding), torch.cat([x, torch.zeros_like(plain(x)[:, x.shape[1] :])], 1))
+    torch.nn.init.normal_(features.gate.weight)
+    gates = embedding @ features.gate.weight.T
+    expected = [x] + [
+        gates[:, i].reshape(-1, *(1,) * (x.ndim - 1)) * wave
+        for i, wave in enumerate(plain(x)[:, x.shape[1] :].split(x.shape[1], 1))
+    ]
+    torch.testing.assert_close(features(x, embedding), torch.cat(expected, 1), rtol=1e-10, atol=1e-10)
+
+
+def test_a_network_learns_to_open_its_gate() -> None:
+    net = awake(UNet((1, 8, 8), channels=8, multipliers=(1,), blocks=1, attention=(), fourier=(6,), fourier_gate=True))
+    net(torch.randn(2, 1, 8, 8).double(), torch.randn(2).double()).square().sum().backward()
+    assert net.features.gate is not None
+    assert net.features.gate.weight.grad is not None
+    assert float(net.features.gate.weight.grad.abs().max()) > 0
 
 
 def test_neighbouring_levels_of_8_bit_data_are_far_apart() -> None:
