@@ -88,7 +88,9 @@ class ModelConfig:
         scale_input: Whether F sees x at unit scale; false for x itself, as published networks do.
     """
 
-    network: Recipe = Recipe(UNet, {"channels": 32, "attention": (4,)})
+    network: Recipe = Recipe(
+        UNet, {"channels": 48, "multipliers": None, "blocks": 1, "attention": (), "time": "scale_shift"}
+    )
     prediction: str = "v"
     conditioning: str = "log_snr"
     sigma_data: float = 0.5

@@ -1,5 +1,6 @@
 """From configs to objects: every shipped file, the device and the first weights."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Literal
@@ -61,6 +62,7 @@ def test_every_shipped_config_builds(path: Path, tmp_path: Path, monkeypatch: py
     for source in (MNIST, CIFAR10):  # Fashion-MNIST is an MNIST
         monkeypatch.setattr(source, "read", invented)
     config = read_config(path)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, validation=0))  # few were invented
     resolved = plain_config(config)
     assert path.stem.startswith(resolved["data"]["name"])
     assert len(path.read_text().splitlines()) <= 30, "only what differs from the defaults"

@@ -73,7 +73,7 @@ def test_a_name_alone_a_section_and_a_section_without_a_name() -> None:
     preview = config_of("training.preview.atol=0.5").training.preview
     assert preview == PerSampleODE(rtol=1e-3, atol=0.5), "the default's own options stay"
     assert config_of(training={"preview": "ode"}).training.preview == PerSampleODE()
-    assert config_of("model.network.channels=8").model.network.options["attention"] == (4,)
+    assert config_of("model.network.channels=8").model.network.options["time"] == "scale_shift"
 
 
 def test_numbers_in_every_spelling() -> None:
@@ -230,7 +230,7 @@ def test_missing_keys_take_the_defaults_of_the_component() -> None:
 def test_differences_have_dotted_paths() -> None:
     old = plain_config(config_of())
     new = plain_config(config_of("training.steps=5", "sde.beta.max=3"))
-    assert differences(old, new) == {"training.steps": (2000, 5), "sde.beta.max": (20.0, 3.0)}
+    assert differences(old, new) == {"training.steps": (1500, 5), "sde.beta.max": (20.0, 3.0)}
 
 
 @given(st.dictionaries(st.text(max_size=8), st.none() | st.booleans() | st.integers() | st.text(max_size=8)))

@@ -38,6 +38,8 @@ from sde_diffusion.networks.patches import Patches
 
 logger = logging.getLogger(__name__)
 
+SMALLEST_SIDE = 7  # of a level that `levels_for` makes by halving
+
 Middle = Literal["attention", "bare_attention", "none"]
 Kind = Literal["full", "linear", "bare", "none"]
 
@@ -121,7 +123,8 @@ class UNet(nn.Module):
         classes: Number of classes; 0 for a network without labels.
         heads: Number of events in the output, one after another along the channels.
         channels: Width of level 0, even and at least 4; the time embedding has as many features.
-        multipliers: Width of each level as a multiple of `channels`; their number is the number of levels.
+        multipliers: Width of each level as a multiple of `channels`; their number is the number of levels. None takes
+            1, 2, 2, … for as many levels as the size of the data asks for: see `levels_for`.
         blocks: Residual blocks per level on the way down; the way up has one more.
         attention: Resolutions with self-attention, each the smallest side of a level: 40 × 27 has 27, 14, 7. A number
             that is no level's is without effect, for one list may serve several sizes; that none is one is logged.
@@ -140,10 +143,10 @@ class UNet(nn.Module):
         patch: Side of the squares of pixels that are one place of level 0, as channels: 2 quarters the cost of an
             image at equal widths. It divides every side. Resolutions are those of the places.
         fourier: Exponents of waves of the input beside it; see `FourierFeatures`.
+        fourier_gate: Whether each wave is multiplied by a number that the network makes of the time, 0 at the start.
         embedding: How c_noise is embedded, a name in `EMBEDDINGS`.
         embedding_scale: Its highest (sinusoidal) or typical (fourier) frequency [radians per unit of c_noise].
 
-        fourier_gate: Whether each wave is multiplied by a number that the network makes of the time, 0 at the start.
     Raises:
         InputError: An argument outside its range, or two that exclude each other; in `forward`, labels although
             `classes` is 0.
@@ -159,7 +162,7 @@ class UNet(nn.Module):
         classes: int = 0,
         heads: int = 1,
         channels: int = 64,
-        multipliers: tuple[int, ...] = (1, 2, 2),
+        multipliers: tuple[int, ...] | None = (1, 2, 2),
         blocks: int = 2,
         attention: tuple[int, ...] = (16, 8),
         linear_attention: tuple[int, ...] = (),
@@ -175,13 +178,16 @@ class UNet(nn.Module):
         padding: Padding = "symmetric",
         patch: int = 1,
         fourier: tuple[int, ...] = (),
+        fourier_gate: bool = False,
         embedding: Literal["sinusoidal", "fourier"] = "sinusoidal",
         embedding_scale: float = 16.0,
     ) -> None:
-        fourier_gate: bool = False,
         super().__init__()
         shape = tuple(shape)
         _check_shape(shape)
+        self.patches = Patches(shape[1:], patch)
+        if multipliers is None:
+            multipliers = (1, *(2,) * (levels_for(self.patches.sides) - 1))
         _check_widths(channels, multipliers)
         require_positive(heads=heads, blocks=blocks, head_channels=head_channels, groups=groups)
         require_positive(group_channels=group_channels, norm_eps=norm_eps)
@@ -193,7 +199,6 @@ class UNet(nn.Module):
             dims=dims, groups=groups, group_channels=group_channels, norm_eps=norm_eps, standardised=standardised
         )
         stage = StageMaker(layers, dropout=dropout, time=time, order=order, head_channels=head_channels)
-        self.patches = Patches(shape[1:], patch)
         kinds = _attention_kinds(self.patches.sides, len(multipliers), attention, linear_attention)
         widths = [channels * multiplier for multiplier in multipliers]
 
@@ -236,6 +241,14 @@ class UNet(nn.Module):
         for level in self.up:
             x = level(x, times, skips)
         return self.patches.joined(self.output(x))
+
+
+def levels_for(sides: Sequence[int]) -> int:
+    """Levels until the smallest side is below 14: 1 for 8 pixels, 2 for 14, 3 for 28 and 32, 4 for 64, 6 for 256."""
+    levels, side = 1, min(sides)
+    while side >= 2 * SMALLEST_SIDE:
+        levels, side = levels + 1, -(-side // 2)
+    return levels
 
 
 def _attention_kinds(sides: Sequence[int], levels: int, full: tuple[int, ...], linear: tuple[int, ...]) -> list[Kind]:

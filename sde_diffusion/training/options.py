@@ -79,7 +79,7 @@ class TrainingConfig:
         keep: Number of checkpoints kept.
     """
 
-    steps: int = 2000
+    steps: int = 1500
     batch: int = 64
     accumulate: int = 1
     parallel: Literal["ddp", "fsdp"] = "ddp"

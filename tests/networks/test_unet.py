@@ -11,6 +11,7 @@ from sde_diffusion.errors import InputError
 from sde_diffusion.networks import UNet
 from sde_diffusion.networks.attention import Attention, LinearAttention
 from sde_diffusion.networks.blocks import Conv, Downsample
+from sde_diffusion.networks.unet import levels_for
 
 SERIES = [(2, 9), (1, 1), (3, 16)]
 VOLUMES = [(1, 5, 6, 7), (2, 4, 4, 4)]
@@ -23,6 +24,26 @@ VOLUMES = [(1, 5, 6, 7), (2, 4, 4, 4)]
 def test_any_size_and_number_of_channels_works(shape: tuple[int, ...], padding: Any) -> None:
     net = UNet(shape, channels=8, padding=padding)
     assert net(torch.randn(2, *shape), torch.randn(2)).shape == (2, *shape)
+
+
+@pytest.mark.parametrize(
+    ("sides", "levels"),
+    [
+        ((8, 8), 1),
+        ((13,), 1),
+        ((14, 40), 2),
+        ((28, 28), 3),
+        ((32, 48), 3),
+        ((64, 64, 64), 4),
+        ((256, 256), 6),
+        ((1,), 1),
+    ],
+)
+def test_the_number_of_levels_follows_the_size_where_it_is_not_given(sides: tuple[int, ...], levels: int) -> None:
+    assert levels_for(sides) == levels
+    with torch.device("meta"):
+        net = UNet((1, *sides), channels=8, multipliers=None, attention=())
+        assert [level.stages[0].block.conv1.weight.shape[0] for level in net.down] == [8, *[16] * (levels - 1)]
 
 
 def count(shape: tuple[int, ...], **options: Any) -> int:
