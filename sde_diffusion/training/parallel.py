@@ -51,6 +51,8 @@ class Replicated(Engine):
     """The model on every rank; gradients are averaged while the backward pass goes on."""
 
     def __init__(self, loss: StepLoss) -> None:
+        # in bfloat16 the CPU gives the gradient of a 1×1 filter other strides of the same layout
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         with warnings.catch_warnings():  # torch ≥ 2.15 has another name for an option that 2.6 has not
             warnings.simplefilter("ignore", FutureWarning)
             self._loss = DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -15,6 +15,7 @@ TINY = (
     *("--set", "model.network={name: unet, channels: 8, multipliers: [1, 2], blocks: 1, attention: []}"),
     *("--set", "training.warmup=0", "--set", "training.learning_rate=0.02"),  # two steps leave their mark
     *("--set", "training.batch=16", "--set", "training.preview={rtol: 0.1, atol: 0.1}"),
+    *("--set", "training.precision=float32"),  # on every CPU
     *("--set", "training.preview_count=4", "--set", "training.validation_examples=20"),
 )
 """Options of a run on the digits that takes a second."""

@@ -31,7 +31,7 @@ def on_a_cpu_with(patch: pytest.MonkeyPatch, instructions: str, slowdown: float)
 def test_a_run_keeps_its_precision_on_another_cpu_and_says_what_that_costs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ("train", *TINY, "--out", tmp_path / "run", "--steps")
+    command = ("train", *TINY, "--set", "training.precision=auto", "--out", tmp_path / "run", "--steps")
     on_a_cpu_with(monkeypatch, "AMX", 0.5)
     outcome = succeed(*command, 1)
     assert "parameters on cpu in bfloat16\n" in outcome.out

@@ -18,6 +18,7 @@ POINTS: Raw = {
         "steps": 20,
         "batch": 16,
         "warmup": 3,
+        "precision": "float32",  # on every CPU
         "log_every": 3,
         "validate_every": 10,
         "sample_every": 0,
