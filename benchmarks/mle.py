@@ -34,7 +34,8 @@ from torch import Tensor
 from sde_diffusion.likelihood import Interval, mean_interval
 
 EQUAL = (
-    *("model.network.channels=16", "training.sample_every=0", "training.validate_every=0"),
+    *("model.network={name: unet, channels: 16, attention: [4]}", "training.learning_rate=1.0e-3"),
+    *("training.sample_every=0", "training.validate_every=0"),
     *("training.log_every=100", "training.save_every=100"),
 )
 

@@ -230,7 +230,7 @@ def test_missing_keys_take_the_defaults_of_the_component() -> None:
 def test_differences_have_dotted_paths() -> None:
     old = plain_config(config_of())
     new = plain_config(config_of("training.steps=5", "sde.beta.max=3"))
-    assert differences(old, new) == {"training.steps": (1500, 5), "sde.beta.max": (20.0, 3.0)}
+    assert differences(old, new) == {"training.steps": (1000, 5), "sde.beta.max": (20.0, 3.0)}
 
 
 @given(st.dictionaries(st.text(max_size=8), st.none() | st.booleans() | st.integers() | st.text(max_size=8)))

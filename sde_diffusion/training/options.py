@@ -79,12 +79,12 @@ class TrainingConfig:
         keep: Number of checkpoints kept.
     """
 
-    steps: int = 1500
+    steps: int = 1000
     batch: int = 64
     accumulate: int = 1
     parallel: Literal["ddp", "fsdp"] = "ddp"
     optimizer: Literal["adam", "adamw"] = "adam"
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.0
     beta2: float = 0.99
     warmup: int = 100

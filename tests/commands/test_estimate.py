@@ -92,7 +92,7 @@ def test_a_dry_run_says_what_a_run_will_take() -> None:
     plain, recomputing = re.findall(r"([\d,]+) (?:in one piece|with perf.checkpointing)", told)
     assert 1000 < int(plain.replace(",", "")) < int(recomputing.replace(",", ""))
     assert re.search(r"time +about [\d.]+ ms a step, [\d,.e+]+ img/s\n", told)
-    assert "for 1,500 steps, without validation and pictures" in told
+    assert "for 1,000 steps, without validation and pictures" in told
 
 
 def test_pieces_and_checkpointing_are_heeded() -> None:
