@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,log]'
 	@touch $@
 
-demo: $(STAMP) ## train the embedded digits, sample and score them: about 5 minutes
+demo: $(STAMP) ## train the embedded digits, sample and score them: 2 to 5 minutes
 	$(BIN)/python cli.py train --sde vp
 	$(BIN)/python cli.py sample runs/digits_vp --solver ode --trajectory
 	$(BIN)/python cli.py likelihood runs/digits_vp

@@ -224,7 +224,7 @@ class ClassifierConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole run. The defaults train the embedded digits in about three minutes on two cores."""
+    """A whole run. The defaults train the embedded digits in about two minutes on two cores."""
 
     seed: int = 0
     sde: SDE = VPSDE()

@@ -74,7 +74,7 @@ def train(
     dry_run: bool,
     timeout: float,
 ) -> int:
-    """Train a score model. Without a config: the embedded 8×8 digits, about 3 minutes on 2 cores."""
+    """Train a score model. Without a config: the embedded 8×8 digits, about 2 minutes on 2 cores."""
     target = choose_device(device)
     with joined(target, timeout=timeout) as ranks:
         with ranks.agreed():
