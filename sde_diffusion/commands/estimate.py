@@ -148,7 +148,7 @@ def seconds_of_step(config: Config, device: torch.device, batch: int, *, most: i
         run.step(1)  # the optimizer makes its state, kernels are chosen
         one = now = run.timed(1)
         count = 1
-        while count < min(batch, most) and now < SECONDS / STEPS:
+        while count < min(batch, most) and (count == 1 or now < SECONDS / STEPS):  # one point tells no slope
             count = min(4 * count, batch, most)
             run.step(count)
             now = run.timed(count)

@@ -138,6 +138,10 @@ def test_long_steps_are_reckoned_from_short_ones(monkeypatch: pytest.MonkeyPatch
     assert counts == [1, 4, 16]
     assert estimate.seconds_of_step(config, CPU, 16, most=2) == pytest.approx(1 + 16 / 10)
     assert estimate.seconds_of_step(config, CPU, 16, most=1) == pytest.approx(16 * 1.1)
+    monkeypatch.setattr(estimate, "SECONDS", 0.1)  # a busy machine: what a step costs whatever the batch counts once
+    counts.clear()
+    assert estimate.seconds_of_step(config, CPU, 16, most=1000) == pytest.approx(1 + 16 / 10)
+    assert counts == [1, 4]
 
 
 def test_without_data_there_is_no_estimate(tmp_path: Path) -> None:
