@@ -214,11 +214,11 @@ def computes_in_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and bfloat16_instructions() != ""
 
 
-def precision_advice(precision: Precision, device: torch.device) -> str | None:
+def precision_advice(precision: Precision, device: torch.device, *, asked: Precision) -> str | None:
     """What a user should know of a precision on this CPU: that it is emulated, or that a faster one is at hand.
 
     The factor in it is measured on the spot, for one convolution with its gradients. None where there is nothing to
-    say, and for `auto`.
+    say, for `auto`, and for float32 that was asked for.
     """
     if device.type != "cpu" or precision == "auto":
         return None
@@ -227,7 +227,7 @@ def precision_advice(precision: Precision, device: torch.device) -> str | None:
             f"this CPU has no instructions for bfloat16 ({instruction_set()}) and emulates it: a convolution takes "
             f"{bfloat16_slowdown():.1f} times as long as in float32. Use --set training.precision=float32"
         )
-    if precision == "float32" and computes_in_bfloat16(device) and bfloat16_slowdown() < 1:
+    if precision == "float32" and asked == "auto" and computes_in_bfloat16(device) and bfloat16_slowdown() < 1:
         return (
             f"this CPU has instructions for bfloat16 ({bfloat16_instructions()}): a convolution takes "
             f"{bfloat16_slowdown():.2f} of its time in float32. --set training.precision=bfloat16 uses them"

@@ -187,18 +187,20 @@ def test_a_run_keeps_the_precision_that_it_began_in(monkeypatch: pytest.MonkeyPa
 def test_advice_on_precision_names_the_factor_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sde_diffusion.perf.bfloat16_slowdown", lambda: 8.04)
     monkeypatch.setattr("sde_diffusion.perf.bfloat16_instructions", lambda: "")
-    told = precision_advice("bfloat16", CPU)
-    assert told is not None
-    assert "8.0 times as long" in told
-    assert "training.precision=float32" in told
-    assert (
-        precision_advice("float32", CPU) is precision_advice("auto", CPU) is precision_advice("bfloat16", CUDA) is None
-    )
+    for asked in ("auto", "bfloat16"):
+        told = precision_advice("bfloat16", CPU, asked=asked)
+        assert told is not None
+        assert "8.0 times as long" in told
+        assert "training.precision=float32" in told
+    assert precision_advice("float32", CPU, asked="auto") is None
+    assert precision_advice("auto", CPU, asked="auto") is None
+    assert precision_advice("bfloat16", CUDA, asked="auto") is None
     monkeypatch.setattr("sde_diffusion.perf.bfloat16_instructions", lambda: "AMX")
-    assert precision_advice("bfloat16", CPU) is None
-    assert precision_advice("float32", CPU) is None  # it would be slower all the same
+    assert precision_advice("bfloat16", CPU, asked="auto") is None
+    assert precision_advice("float32", CPU, asked="auto") is None  # it would be slower all the same
     monkeypatch.setattr("sde_diffusion.perf.bfloat16_slowdown", lambda: 0.5)
-    told = precision_advice("float32", CPU)
+    assert precision_advice("float32", CPU, asked="float32") is None
+    told = precision_advice("float32", CPU, asked="auto")
     assert told is not None
     assert "(AMX)" in told
     assert "training.precision=bfloat16" in told

@@ -90,7 +90,9 @@ def train(
             show_config(raw)
             precision = resolve_precision(config.training.precision, target)
             click.echo(f"# on {target}: {precision}, {resolve_perf(config, target)}")
-            if (advice := precision_advice(config.training.precision, target)) is not None:
+            if (
+                advice := precision_advice(config.training.precision, target, asked=config.training.precision)
+            ) is not None:
                 click.echo(f"# {advice}")
             print_estimate(config, ranks.device(target), lambda line: click.echo(line, err=True), ranks=ranks.size)
         return 0
@@ -117,7 +119,7 @@ def run(
     Raises:
         InputError: The folder is held by another process, the run is another, or its data have changed.
     """
-    device = ranks.device(device)
+    device, asked = ranks.device(device), config.training.precision
     if not ranks.main:
         logging.disable(logging.WARNING)  # what rank 0 says too
     with ExitStack() as held:
@@ -127,7 +129,7 @@ def run(
         trainer, config = _prepared(build, config, folder, device, ranks, free)
         if ranks.main:
             click.echo(_described(trainer, folder, config))
-            if (advice := precision_advice(config.training.precision, device)) is not None:
+            if (advice := precision_advice(config.training.precision, device, asked=asked)) is not None:
                 click.echo(advice, err=True)
         if trainer.step >= config.training.steps:
             return 0
