@@ -34,7 +34,7 @@ def test_solvers_are_level_with_their_peers(tmp_path: Path) -> None:
             assert ours <= theirs * 1.001, pair
 
 
-@pytest.mark.parametrize("module", ["solvers_page", "models_page", "throughput_page"])
+@pytest.mark.parametrize("module", ["solvers_page", "models_page", "throughput_page", "reference_page"])
 def test_the_page_is_that_of_the_results(module: str) -> None:
     """Its tables are those that the script would write."""
     code = (
