@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -90,9 +91,8 @@ def train(
             show_config(raw)
             precision = resolve_precision(config.training.precision, target)
             click.echo(f"# on {target}: {precision}, {resolve_perf(config, target)}")
-            if (
-                advice := precision_advice(config.training.precision, target, asked=config.training.precision)
-            ) is not None:
+            asked = config.training.precision
+            if (advice := precision_advice(asked, target, asked=asked)) is not None:
                 click.echo(f"# {advice}")
             print_estimate(config, ranks.device(target), lambda line: click.echo(line, err=True), ranks=ranks.size)
         return 0
@@ -159,16 +159,17 @@ def _prepared(
     free: Sequence[str],
 ) -> tuple[Trainer, Config]:
     """A trainer that stands where the newest checkpoint of the run does, and the config with the run's precision."""
-    newest, checkpoint = ranks.share(folder.latest() if ranks.main else None), None
+    newest = ranks.share(folder.latest() if ranks.main else None)
+    checkpoint = stored = None
     with ranks.agreed():
-        stored = None
         if newest is not None:
             checkpoint = load_checkpoint(newest, device if ranks.alone else "cpu")
             stored = stored_config(checkpoint, newest)
         config = resolve_precision_of(config, device, stored["training"]["precision"] if stored else "auto")
-        raw = plain_config(config)
-        if stored is not None:
-            assert checkpoint is not None
+    config = replace(config, training=replace(config.training, precision=ranks.share(config.training.precision)))
+    raw = plain_config(config)
+    with ranks.agreed():
+        if checkpoint is not None and stored is not None:
             falls = checkpoint.meta["step"] > config.training.falling_from()
             falls |= checkpoint.meta["step"] > read_config(None, (), stored).training.falling_from()
             _same_run(stored, raw, folder, free, tell=ranks.main, falls=falls)
