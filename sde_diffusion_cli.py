@@ -18,13 +18,14 @@ SAMPLES, SECONDS_BETWEEN = 15, 0.004
 def choose_waiting() -> None:
     """Set OMP_WAIT_POLICY to PASSIVE where other processes leave fewer cores than PyTorch has threads.
 
-    What the user has set stays. Costs 60 ms; on systems other than Linux nothing is done.
+    What the user has set stays. Takes 60 ms. Does nothing on systems other than Linux, and with one thread.
     """
     if any(name in os.environ for name in SET_BY_USER):
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = os.cpu_count() or 1
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    threads = int(asked) if asked.isdigit() else cores
+    threads = int(asked) if asked.isdigit() else own
     if threads > 1 and threads + running_elsewhere() > cores:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 

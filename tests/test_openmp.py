@@ -18,6 +18,7 @@ def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "to be restored")  # what the function sets is undone with it
         monkeypatch.delenv(name)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
 
 
 def running(monkeypatch: pytest.MonkeyPatch, count: float) -> None:
@@ -43,6 +44,14 @@ def test_the_number_of_threads_that_is_asked_for_counts(
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
     cli.choose_waiting()
     assert os.environ.get("OMP_WAIT_POLICY") == expected
+
+
+def test_others_do_not_matter_where_there_are_cores_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cores of 64 are ours, and 40 threads run on the others."""
+    running(monkeypatch, 40)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    cli.choose_waiting()
+    assert "OMP_WAIT_POLICY" not in os.environ
 
 
 @pytest.mark.parametrize("name", cli.SET_BY_USER)
