@@ -140,8 +140,8 @@ class UNet(nn.Module):
         order: Of a residual block: `norm_first` as in DDPM, or `conv_first`; see `ResidualBlock`.
         standardised: Whether the blocks' convolutions are weight-standardised; wants `order` conv_first.
         padding: Of the strided convolutions: `symmetric`, or `same` as published networks of DDPM have; see `Conv`.
-        patch: Side of the squares of pixels that are one place of level 0, as channels: 2 quarters the cost of an
-            image at equal widths. It divides every side. Resolutions are those of the places.
+        patch: Side of the squares of pixels that are one place of level 0, as channels; it must divide every side. With
+            2 an image costs a quarter at equal widths. `attention` then counts places, not pixels.
         fourier: Exponents of waves of the input beside it; see `FourierFeatures`.
         fourier_gate: Whether each wave is multiplied by a number that the network makes of the time, 0 at the start.
         embedding: How c_noise is embedded, a name in `EMBEDDINGS`.
@@ -193,6 +193,7 @@ class UNet(nn.Module):
         require_positive(group_channels=group_channels, norm_eps=norm_eps)
         require(0 <= dropout < 1, f"`dropout` must be in [0, 1), got {dropout}")
         _check_choices(middle, time, order, padding, standardised)
+        require(bool(fourier) or not fourier_gate, "`fourier_gate` must be false where `fourier` names no waves")
         self.shape, self.classes, self.time = shape, classes, time
         dims = len(shape) - 1
         layers = Layers(

@@ -142,6 +142,7 @@ def test_dropout_and_groups_reach_the_blocks() -> None:
         ((1, 2, 3, 4, 5), {}, r"`shape` must be channels and one to three sides"),
         ((1, 0, 8), {}, r"`shape` must be channels and one to three sides"),
         ((1, 8, 9), {"patch": 2}, "`patch` must divide every side of the data, 8 × 9, got 2"),
+        ((1, 8, 8), {"fourier_gate": True}, "`fourier_gate` must be false where `fourier` names no waves"),
         ((1, 8, 8), {"patch": 0}, "`patch` must be > 0, got 0"),
         ((1, 8, 8), {"channels": 5}, "`channels` must be even and ≥ 4, got 5"),
         ((1, 8, 8), {"multipliers": ()}, r"`multipliers` must be one or more numbers > 0, got \(\)"),
