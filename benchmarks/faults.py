@@ -1328,6 +1328,22 @@ FAULTS = [
         *NETWORK,
     ),
     Fault(
+        "fourier-gate",
+        "networks/fourier.py",
+        "waves = [expand(gate, x) * wave for gate, wave in zip(gates, waves, strict=True)]",
+        "waves = [expand(gates[0], x) * wave for wave in waves]",
+        "one gate opens all waves",
+        *NETWORK,
+    ),
+    Fault(
+        "cooldown-from",
+        "training/options.py",
+        "rate *= min(1.0, (self.steps - step) / (self.cooldown * self.steps))",
+        "rate *= min(1.0, (self.steps - step) / ((1 - self.cooldown) * self.steps))",
+        "the learning rate falls from the wrong step",
+        *TRAINING,
+    ),
+    Fault(
         "fir-up-gain",
         "networks/resample.py",
         "kernel = 4 * self.kernel.expand",
