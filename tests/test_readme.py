@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.readme_tables import NUMERICS, README, with_solvers, with_tables
+from tools.tables import NUMERICS, README, with_solvers, with_tables
 
 TEXT = README.read_text()
 PAGES = [README, *NUMERICS.parent.glob("*.md")]
 
 
 def test_tables_are_those_of_the_registries() -> None:
-    assert with_tables(TEXT) == TEXT, "run `python -m tests.readme_tables`"
+    assert with_tables(TEXT) == TEXT, "run `python -m tools.tables`"
     numerics = NUMERICS.read_text()
-    assert with_solvers(numerics) == numerics, "run `python -m tests.readme_tables`"
+    assert with_solvers(numerics) == numerics, "run `python -m tools.tables`"
 
 
 def test_the_library_example_runs(capsys: object) -> None:

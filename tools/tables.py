@@ -1,12 +1,11 @@
-"""The tables of README.md and docs/numerics.md, from the registries: `python -m tests.readme_tables` writes them."""
+"""The tables of README.md and docs/numerics.md, from the registries: `python -m tools.tables` writes them."""
 
-import inspect
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sde_diffusion.data import DATASETS
+from sde_diffusion.docstrings import reference, summary
 from sde_diffusion.exchange import FORMATS
 from sde_diffusion.grids import GRIDS
 from sde_diffusion.guidance import GUIDANCES
@@ -45,23 +44,17 @@ TABLES: dict[str, tuple[str, Mapping[str, Callable[..., Any]]]] = {
 }
 
 
-def summary(part: Callable[..., Any]) -> str:
-    """The first paragraph of a docstring, in one line."""
-    return " ".join((inspect.getdoc(part) or "").split("\n\n")[0].split()).replace("|", "\\|")
-
-
-def reference(part: Callable[..., Any]) -> str:
-    """What a docstring cites, in one line."""
-    found = re.search(r"References?: (.*?)(?:\n\n|$)", inspect.getdoc(part) or "", re.DOTALL)
-    return " ".join(found[1].split()).rstrip(".") if found else ""
-
-
 def table(key: str) -> str:
     """One registry as Markdown: the name, the first paragraph of the docstring, the reference."""
     heading, registry = TABLES[key]
     rows = [f"| {heading} | what it is | reference |", "|---|---|---|"]
-    rows += [f"| `{name}` | {summary(part)} | {reference(part)} |" for name, part in registry.items()]
+    rows += [f"| `{name}` | {cell(summary(part))} | {reference(part)} |" for name, part in registry.items()]
     return "\n".join(rows)
+
+
+def cell(text: str) -> str:
+    """`text` for a cell of a table, where a bar would end it."""
+    return text.replace("|", "\\|")
 
 
 def solver_table() -> str:
