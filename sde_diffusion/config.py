@@ -120,7 +120,7 @@ def parse(schema: Callable[..., T], raw: Mapping[str, Any], registries: Registri
 def plain(value: Any, registries: Registries) -> Any:
     """The inverse of `parse`: plain YAML values with every default written out."""
     if isinstance(value, Recipe):
-        defaults = {key: option.default for key, option in _options(value.factory).items()}
+        defaults = {key: option.default for key, option in options(value.factory).items()}
         return {"name": _row(value.factory, registries)} | {
             key: plain(option, registries) for key, option in (defaults | value.options).items()
         }
@@ -145,7 +145,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
     return found
 
 
-def _options(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def options(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The parameters that a config may set: those with defaults, typed by resolved annotations."""
     given = () if dataclasses.is_dataclass(factory) else GIVEN
     hints = typing.get_type_hints(vars(factory).get("__init__", factory))
@@ -160,7 +160,7 @@ GIVEN = ("classes", "heads")  # of a network: data and model decide them, though
 
 
 def _parse_options(schema: Callable[..., Any], raw: Any, registries: Registries, path: str) -> Raw:
-    known = _options(schema)
+    known = options(schema)
     require(isinstance(raw, Mapping), f"`{path}` must be a section of keys, got {raw!r}")
     for key in raw:
         if key not in known:

@@ -76,6 +76,9 @@ class LogSNRGrid(TimeGrid):
 class KarrasGrid(TimeGrid):
     """Equal steps in (std/a)^{1/ρ}: ρ = 7 puts most steps at low noise.
 
+    Attributes:
+        rho: The ρ of the formula; a larger one puts more steps at low noise.
+
     Reference: Karras et al. 2022, arXiv:2206.00364, eq. 5.
     """
 
@@ -97,6 +100,9 @@ class LevelsGrid(TimeGrid):
     of them if asked for all. From level T to 1 these are the published subsets: N levels are N − 1 steps, and the final
     denoising is the N-th evaluation. A run that ends at level c (`t_end` = c/T) has the published `trailing` spacing.
     At ends that are no levels the grid stops nevertheless.
+
+    Attributes:
+        spacing: Whether the levels are even in k or in √k (`quadratic`).
 
     Reference: Song et al. 2021 (DDIM), arXiv:2010.02502, appendix D.2; Nichol & Dhariwal 2021, arXiv:2102.09672,
     section 4, published code.

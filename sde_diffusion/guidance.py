@@ -108,6 +108,9 @@ class Autoguidance(Guidance):
     """The model against a worse version of itself, such as an earlier checkpoint: s_1 the model's, s_0 the worse one's.
 
     Both are told the label, if there is one. Reference: Karras et al. 2024b, arXiv:2406.02507, section 3
+
+    Attributes:
+        checkpoint: Run or checkpoint file of the worse model.
     """
 
     scale: float = 2.0
@@ -130,6 +133,9 @@ class ClassifierGuidance(Guidance):
 
     s = s(x, t) + w ∇ log p(y | x_t), or, of a conditional model, s(x, t, y) + (w − 1) ∇ log p(y | x_t): by Bayes' rule
     the same. Reference: Dhariwal & Nichol 2021, arXiv:2105.05233, section 4
+
+    Attributes:
+        checkpoint: Run or checkpoint file of the classifier.
     """
 
     checkpoint: str = ""

@@ -63,14 +63,15 @@ class PerfConfig:
     """The section `perf`.
 
     Attributes:
-        memory_format: Of images and filters: `contiguous` (channel by channel) or `channels_last` (pixel by pixel).
-        compile: Whether the network is compiled by `torch.compile`.
-        checkpointing: Whether training forgets what is inside the network's blocks and computes it again for the
-            gradient (activation checkpointing): a forward more for each step, and much less memory.
-        cuda_graphs: Whether a trained network is recorded as a CUDA graph for each shape of its inputs (`graphs`).
-        keep_memory: Whether memory that is freed stays with the process (Linux with glibc), which holds for all that it
-            does. Else the pages of a step go back to the system and are asked for anew in the next: an eighth of the
-            time of training on a CPU, a quarter of a divergence's.
+        memory_format: Layout of images and filters in memory: channel by channel (`contiguous`) or pixel by pixel
+            (`channels_last`).
+        compile: Whether `torch.compile` compiles the network.
+        checkpointing: Whether training computes the inside of each block a second time for the gradient instead of
+            keeping it (activation checkpointing). It saves much memory and costs one more forward pass a step.
+        cuda_graphs: Whether a trained network is recorded as a CUDA graph for each shape of its inputs.
+        keep_memory: Whether the process keeps the memory that it frees (Linux with glibc). Otherwise each step asks the
+            system for its memory again, which costs an eighth of the training time on a CPU and a quarter of a
+            divergence's.
 
     Raises:
         InputError: Another value.

@@ -23,6 +23,10 @@ class Projection(ABC):
 class Clip(Projection):
     """Every coordinate held to [low, high]; discrete data live in [−1, 1].
 
+    Attributes:
+        low: Smallest value kept.
+        high: Largest value kept.
+
     Reference: Ho et al. 2020, arXiv:2006.11239, published code.
     """
 

@@ -79,13 +79,13 @@ class ModelConfig:
 
     Attributes:
         network: The network F and its options.
-        prediction: What F estimates, a row of `PREDICTIONS`. The default, `v`, stays well scaled at high noise,
-            where an error of ε̂ grows by std/a in x̂0.
-        conditioning: What F is told of the time, a row of `NOISE_CONDITIONINGS`.
+        prediction: What F estimates, one of the predictions. The default, `v`, stays well scaled at high noise,
+            where an error of ε̂ is multiplied by std/a in x̂0.
+        conditioning: The number by which F learns the time, one of the noise conditionings.
         sigma_data: Standard deviation of the data in model coordinates.
-        conditional: Whether F is told the class.
-        learned_variance: Whether F has a second head for the variance of a reverse step.
-        scale_input: Whether F sees x at unit scale; false for x itself, as published networks do.
+        conditional: Whether F receives the class.
+        learned_variance: Whether F has a second head, for the variance of a reverse step.
+        scale_input: Whether F receives x scaled to unit variance. Published networks receive x itself: false.
     """
 
     network: Recipe = Recipe(
@@ -111,13 +111,13 @@ class SamplingConfig:
     Attributes:
         solver: The solver and its options.
         count: Number of samples.
-        batch: Samples drawn at once: a matter of speed and memory.
-        t_end: Where to stop; null for `sde.t_min`.
-        denoise: End with E[x_0 | x_t].
-        clip: Clip every predicted x̂0 to the range of discrete data.
-        project: Another map of every predicted x̂0; null for none.
-        label: Class of the samples, or several in turn: sample i is of the class at i modulo their number. −1 for none.
-        guidance: How the model is guided; null, as the default of scale 1, for not at all.
+        batch: Samples drawn at once. It changes speed and memory, not the samples.
+        t_end: The time at which the solver stops. Null for `sde.t_min`.
+        denoise: Return E[x_0 | x_t] at the last time, for one more evaluation.
+        clip: Clip each predicted x̂0 to the range of discrete data.
+        project: Another map of each predicted x̂0. Null for none.
+        label: Class of the samples, or a list of classes that the samples take in turn. −1 for no class.
+        guidance: How the model is guided. Null, like the default with scale 1, for no guidance.
     """
 
     solver: Solver = PerSampleODE()
@@ -152,19 +152,22 @@ class LikelihoodConfig:
     """The section `likelihood`.
 
     Attributes:
-        divergence: How the trace of the score's Jacobian is found.
-        dequantisation: The noise inside the bins of discrete data.
-        draws: Coupled draws of it in one replicate of an example, each a solve.
-        replicates: Independent repeats of the whole, each with its own noise and probes.
-        tol: Half-width at which to stop; null to score everything. Then probes and replicates are chosen on the way.
-        max_solves: Solves of one example after which a run to `tol` stops; null for no bound.
-        ode: The integrator and its tolerances.
-        split: Which split is scored.
-        start, limit: First example, and number of examples; null for all from there.
+        divergence: How the trace of the score's Jacobian is computed.
+        dequantisation: The noise that is added inside the bins of discrete data.
+        draws: Coupled draws of this noise in one replicate of an example. Each draw is a solve.
+        replicates: Independent repeats of the whole, each with its own noise and its own probe vectors.
+        tol: Half-width of the interval at which the run stops; probes and replicates are then chosen on the way. Null
+            scores every example once.
+        max_solves: Largest number of solves of one example in a run with `tol`. Null for no limit.
+        ode: The ODE solver and its tolerances.
+        split: The split that is scored.
+        start: The first example.
+        limit: Number of examples. Null for all from `start` on.
         batch: Examples scored at once.
-        confidence: Level of the interval of the mean.
-        label: Class that a conditional model is told, for log p(x | y); null for each example's own, −1 for none.
-        ledger: What the rows of `--ledger` spend.
+        confidence: Confidence level of the interval.
+        label: The class that a conditional model receives, for log p(x | y). Null for each example's own class, −1 for
+            none.
+        ledger: What the rows of `--ledger` may cost.
     """
 
     divergence: Divergence = Hutchinson()
@@ -215,7 +218,7 @@ class ClassifierConfig:
 
     Attributes:
         network: The network and its options.
-        time_sampler: Draws the times of training; its density is divided by.
+        time_sampler: The density from which training draws times; each loss is divided by it.
     """
 
     network: ClassifierRecipe = ClassifierRecipe(Encoder, {})
@@ -224,7 +227,13 @@ class ClassifierConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A whole run. The defaults train the embedded digits in about two minutes on two cores."""
+    """A whole run. The defaults train the embedded digits in about two minutes on two cores.
+
+    Attributes:
+        seed: Seed of every random number.
+        sde: The forward process.
+        data: The data set.
+    """
 
     seed: int = 0
     sde: SDE = VPSDE()

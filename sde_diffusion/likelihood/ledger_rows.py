@@ -30,9 +30,9 @@ class LedgerOptions:
     Attributes:
         draws: Pairs (t, ε) for each example of a variational bound, and levels drawn from a chain.
         importance_draws: K of the importance-weighted row.
-        chain_steps: N of each chain, a row each; its levels are uniform in log-SNR.
-        decoder_width: σ/a in bins where the bounds of discrete data start: less leaves more to the diffusion, more to
-            the decoder.
+        chain_steps: Number of steps N of each chain; each is a row. Its levels are uniform in log-SNR.
+        decoder_width: σ/a, in bins, at which the bounds of discrete data start. A smaller value gives more of the bound
+            to the diffusion and less to the decoder.
     """
 
     draws: int = 64

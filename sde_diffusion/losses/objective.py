@@ -123,6 +123,9 @@ class Hybrid(Objective):
 
     With the weighting `simple` this is L_hybrid = L_simple + 0.001 L_vlb.
 
+    Attributes:
+        vlb_weight: Weight of the variational bound.
+
     Reference: Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 16.
     """
 

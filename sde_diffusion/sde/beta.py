@@ -30,6 +30,10 @@ class BetaSchedule(ABC):
 class LinearBeta(BetaSchedule):
     """β(t) = β_min + t (β_max − β_min): the limit of DDPM's 1e-4 … 0.02 over 1000 steps.
 
+    Attributes:
+        min: β(0), > 0.
+        max: β(1), ≥ `min`.
+
     Reference: Song et al. 2021, arXiv:2011.13456, eq. 32.
     """
 
@@ -53,6 +57,10 @@ class CosineBeta(BetaSchedule):
 
     β(t) = −d log ᾱ/dt = π/(1 + s) · tan φ(t) diverges at t = 1; past the time where it reaches `max` it stays there.
     The default cap, 999, is the published β_i ≤ 0.999 over 1000 steps.
+
+    Attributes:
+        offset: The s of the formula, which keeps β from vanishing at t = 0.
+        max: Largest β.
 
     Reference: Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17.
     """

@@ -33,7 +33,12 @@ class BetaSequence(ABC):
 
 @dataclass(frozen=True)
 class _Between(BetaSequence):
-    """β from `first` to `last`, which do not depend on T."""
+    """β from `first` to `last`, which do not depend on T.
+
+    Attributes:
+        first: β_1, > 0.
+        last: β_T, from `first` to 1.
+    """
 
     first: float = 1e-4
     last: float = 0.02
@@ -81,6 +86,11 @@ class SigmoidBetas(_Between):
 @dataclass(frozen=True)
 class CosineBetas(BetaSequence):
     """β_k = 1 − F(k/T)/F((k − 1)/T) held to [floor, cap], F(u) = cos²(½π (u + offset)/(1 + offset)).
+
+    Attributes:
+        offset: The offset in F, which keeps β_1 from vanishing.
+        floor: Smallest β.
+        cap: Largest β, < 1.
 
     Reference: Nichol & Dhariwal 2021, arXiv:2102.09672, section 3.2.
     """

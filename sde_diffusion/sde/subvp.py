@@ -13,6 +13,9 @@ from sde_diffusion.sde.beta import BetaSchedule, LinearBeta
 class SubVPSDE(SDE):
     """dx = −½ β(t) x dt + √(β(t)(1 − e^{−2B(t)})) dw:  a = e^{−B/2},  std = 1 − e^{−B},  B(t) = ∫₀ᵗ β.
 
+    Attributes:
+        beta: The schedule β(t).
+
     Reference: Song et al. 2021, arXiv:2011.13456, eqs. 28 and 29.
     """
 

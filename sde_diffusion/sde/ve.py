@@ -16,6 +16,10 @@ class VESDE(SDE):
 
     At t = 0 the standard deviation is σ_min, not zero: "data" at t = 0 already carries that noise.
 
+    Attributes:
+        sigma_min: Standard deviation of the noise at t = 0.
+        sigma_max: Standard deviation of the noise at t = 1.
+
     Reference: Song et al. 2021, arXiv:2011.13456, eqs. 9, 30 and 31.
     """
 

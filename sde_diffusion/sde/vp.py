@@ -43,6 +43,9 @@ class VariancePreserving(SDE):
 class VPSDE(VariancePreserving):
     """dx = −½ β(t) x dt + √β(t) dw:  a = e^{−B/2},  std² = 1 − e^{−B},  B(t) = ∫₀ᵗ β.
 
+    Attributes:
+        beta: The schedule β(t).
+
     Reference: Song et al. 2021, arXiv:2011.13456, eqs. 11 and 29.
     """
 

@@ -236,7 +236,12 @@ def columns(times: Tensor, *numbers: Tensor) -> Iterable[tuple[Any, ...]]:
 
 @dataclass(frozen=True, kw_only=True)
 class GridSolver(Solver):
-    """A solver that takes a fixed number of steps along a time grid. Owns the loop; a subclass plans and updates."""
+    """A solver that takes a fixed number of steps along a time grid. Owns the loop; a subclass plans and updates.
+
+    Attributes:
+        steps: Number of steps.
+        grid: How the times of the steps are spread.
+    """
 
     steps: int = 1000
     grid: TimeGrid = UniformGrid()

@@ -18,7 +18,15 @@ SNAPSHOTS = 16  # of a run, where nothing else is asked for
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """The section `loss`: what is minimised, with λ(t), r(t) and ρ(e)."""
+    """The section `loss`: what is minimised, with λ(t), r(t) and ρ(e).
+
+    Attributes:
+        objective: The loss of one sample.
+        weighting: The weight λ(t) of each time.
+        time_sampler: The density r(t) from which training draws times; each loss is divided by it.
+        distance: How an error e counts: its square (`l2`), its absolute value (`l1`), or `huber`, which is the square
+            where e is small and the absolute value where it is large.
+    """
 
     objective: Objective = Denoising()
     weighting: Weighting = LikelihoodWeighting()
@@ -45,38 +53,43 @@ class TrainingConfig:
     """The section `training`.
 
     Attributes:
-        steps: Optimizer steps in all; a larger number lets a finished run go on.
-        batch: Examples per step, of all ranks together.
-        accumulate: Pieces in which a rank's part of that goes through the network, to save memory.
-        parallel: Where several processes train: every rank has the whole model (`ddp`), or a share of it (`fsdp`).
-        optimizer, learning_rate, weight_decay, beta2: Of Adam or AdamW.
-        warmup: Steps over which the learning rate rises from zero.
-        decay: After that, `constant`; `cosine` down to zero at `steps`; or `cooldown`: constant, then linear down to
-            zero over the share `cooldown` of `steps` at the end. A run with a cooldown may be given more steps before
-            that begins, and stays the same run (Hägele et al. 2024, arXiv:2405.18392).
-        cooldown: That share.
-        clip: Largest norm of the gradient; null for none.
-        ema_decay: Rates of averaged weights, one or more; the first is used for everything but training.
-        ema_profiles: Lengths σ_rel of averages by a power of time beside them, from which one of any length can be had
-            after training (`sample --ema LENGTH`); each costs memory as the weights do, [] for none.
-        snapshot_every: Steps between snapshots of those, which that takes, 2 bytes a weight and average each; null for
-            a sixteenth of `steps`, 0 for never.
-        precision: Of the network's forward pass; all else stays in float32. `auto` is bfloat16 where the device has
-            instructions for it (CUDA from 8.0; CPUs with AVX512-BF16, AMX or Arm's BF16), else float32. A run keeps
-            the precision that it began in until another is named.
-        dequantise: What is made of discrete values; a row of `TRAINING_NOISES`. `true` and `false` are the names
-            `uniform` and `centre` of older configs.
-        flip: Mirror images at random.
-        label_dropout: Share of labels hidden in training of a conditional model.
-        workers: Processes that read data that do not fit in memory, on each rank; null for as many as the machine has
-            cores to spare.
-        changed_data: Whether a run may be resumed with another number of examples, in whose order it goes on.
-        log_every, validate_every, sample_every, save_every: Steps between lines of the log, validations, pictures and
-            checkpoints; 0 for never. A checkpoint is always written at the end.
+        steps: Optimizer steps in all. Give a larger number to continue a finished run.
+        batch: Examples in a step, counted over all processes.
+        accumulate: Number of parts in which a process runs its share of a batch. More parts need less memory.
+        parallel: How several processes share the training: each holds the whole model (`ddp`) or a part of it (`fsdp`).
+        optimizer: Adam, or AdamW, which decays the weights apart from the gradient.
+        learning_rate: The learning rate after the warm-up.
+        weight_decay: The optimizer's weight decay.
+        beta2: The optimizer's decay of squared gradients.
+        warmup: Steps in which the learning rate rises from zero.
+        decay: The learning rate after the warm-up. `constant` keeps it. `cosine` lowers it to zero at `steps`.
+            `cooldown` keeps it, then lowers it linearly to zero in the last share `cooldown` of the steps. Before the
+            cooldown begins, `steps` may be changed freely (Hägele et al. 2024, arXiv:2405.18392).
+        cooldown: Share of the steps in which `decay: cooldown` lowers the learning rate.
+        clip: Largest norm of the gradient; a larger one is scaled down. Null for no limit.
+        ema_decay: Decay rates of the exponential averages of the weights. Every command uses the first one by default.
+        ema_profiles: Lengths σ_rel of two or more averages by a power of time. From these, `--ema LENGTH` finds the
+            average of any length after training. Each costs as much memory as the weights. [] for none.
+        snapshot_every: Steps between snapshots of the averages `ema_profiles`. A snapshot takes 2 bytes for each weight
+            and average. Null for a sixteenth of `steps`; 0 for none.
+        precision: Number format of the network's forward pass; everything else is computed in float32. `auto` takes
+            bfloat16 where the device has instructions for it (CUDA from 8.0; CPUs with AVX512-BF16, AMX or Arm's BF16),
+            and float32 elsewhere. A run keeps the precision in which it began unless another is named.
+        dequantise: What training makes of discrete values. `true` and `false` are older names of `uniform` and
+            `centre`.
+        flip: Mirror each image with probability ½.
+        label_dropout: Share of labels that training hides from a conditional model, so that it also learns p(x).
+        workers: Processes on each rank that read data which do not fit into memory. Null for as many as there are free
+            cores.
+        changed_data: Whether a run may be resumed when its data set has another number of examples.
+        log_every: Steps between lines of the log; 0 for none.
+        validate_every: Steps between validations; 0 for none.
         validation_examples: Number of held-out examples in the validation loss.
-        preview: Solver of the pictures.
-        preview_count: Samples in a picture.
-        keep: Number of checkpoints kept.
+        sample_every: Steps between pictures of samples; 0 for none.
+        preview: The solver that draws these pictures.
+        preview_count: Number of samples in a picture.
+        save_every: Steps between checkpoints; 0 for none. The last step always writes one.
+        keep: Number of newest checkpoints that are kept.
     """
 
     steps: int = 1000
