@@ -3,7 +3,6 @@
 import math
 from typing import NamedTuple
 
-from scipy.special import stdtrit
 from torch import Tensor
 
 from sde_diffusion.errors import require
@@ -29,6 +28,8 @@ def t_quantile(confidence: float, df: float) -> float:
     Raises:
         InputError: `confidence` is not in (0, 1).
     """
+    from scipy.special import stdtrit  # a quarter of a second to import: only who asks for an interval pays
+
     require(0 < confidence < 1, f"`confidence` must be in (0, 1), got {confidence}")
     return float(stdtrit(min(df, 1e16), 0.5 + 0.5 * confidence))
 

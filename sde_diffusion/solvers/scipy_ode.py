@@ -9,7 +9,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from sde_diffusion.errors import require_one_of, require_positive
@@ -62,6 +61,8 @@ class ScipyODE(AdaptiveODE):
 
     def integrate(self, rhs: Rhs, y: Tensor, t_from: float, t_to: float, *, norm: Norm = sample_rms) -> Tensor:
         """As `AdaptiveODE.integrate`, but `norm` has no effect: SciPy has its own."""
+        from scipy.integrate import solve_ivp  # half a second to import: only who solves with it pays
+
         if len(y) == 0 or t_from == t_to:
             return y
         last, nfe, (low, high) = t_from, 0, sorted((t_from, t_to))

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from sde_diffusion.errors import require, require_one_of, require_positive
 from sde_diffusion.solvers.adaptive import AdaptiveODE, Flow
@@ -131,6 +130,8 @@ class TorchdiffeqODE(AdaptiveODE):
             InputError: The step size fell to zero, which it does where the right-hand side stops being finite, or
                 `max_steps` was reached; the message says at which time.
         """
+        from torchdiffeq import odeint  # imported by who solves with it
+
         require(bool(y.isfinite().all()), f"the state at t = {t_from:.6g} must be finite before it is integrated")
         if len(y) == 0 or t_from == t_to:
             return y

@@ -6,6 +6,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
+import torchdiffeq
 from torch import Tensor
 from torchdiffeq import odeint
 from torchdiffeq._impl.odeint import SOLVERS
@@ -15,7 +16,7 @@ from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
 from sde_diffusion.score import reverse_drift
 from sde_diffusion.sde import SDE, VESDE, VPSDE
-from sde_diffusion.solvers import ReverseProcess, TorchdiffeqODE, torchdiffeq_ode
+from sde_diffusion.solvers import ReverseProcess, TorchdiffeqODE
 from sde_diffusion.solvers.runge_kutta import sample_rms
 from sde_diffusion.solvers.torchdiffeq_ode import ADAPTIVE, FIXED
 from tests.conftest import f64
@@ -37,7 +38,7 @@ def fix_steps(monkeypatch: pytest.MonkeyPatch, h: float) -> None:
     def fixed(*args: Any, options: dict[str, Any], **kwargs: Any) -> Tensor:
         return odeint(*args, options=options | {"first_step": h, "max_step": h}, **kwargs)
 
-    monkeypatch.setattr(torchdiffeq_ode, "odeint", fixed)
+    monkeypatch.setattr(torchdiffeq, "odeint", fixed)
 
 
 def batch_rms(y: Tensor) -> Tensor:
