@@ -140,7 +140,7 @@ def oracle_problems(count: int) -> list[Problem]:
 
 def trained_problems(path: Path, count: int) -> list[Problem]:
     """The model of a checkpoint of 8×8 digits, in float32 against a reference in the same precision."""
-    trained = load(path, None, [], device="cpu").trained
+    trained = load(path, device="cpu").trained
     reference = replace(REFERENCE, rtol=1e-6, atol=1e-6)  # in float32 a tighter one only follows the rounding
     return problems_of(path.name, trained.model, trained.model.sde, count, torch.float32, reference=reference)
 

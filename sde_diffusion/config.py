@@ -69,6 +69,8 @@ def merge(below: Raw, above: Mapping[str, Any]) -> Raw:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
+        if isinstance(old, str) and isinstance(value, dict):
+            old = {"name": old}
         if isinstance(old, dict) and isinstance(value, str) and "name" in old:
             value = {"name": value}
         if isinstance(old, dict) and isinstance(value, dict) and value.get("name", old.get("name")) == old.get("name"):
@@ -77,30 +79,48 @@ def merge(below: Raw, above: Mapping[str, Any]) -> Raw:
     return merged
 
 
-def override(raw: Raw, assignments: Sequence[str]) -> Raw:
-    """`raw` with assignments `a.b=value` put in, values read as YAML. Naming another component drops its options.
+def assigned(text: str) -> tuple[str, Any]:
+    """The dotted key and the value of an assignment `a.b=value`, whose value is YAML.
 
     Raises:
-        InputError: An assignment that is not of that form.
+        InputError: It is not of that form.
     """
-    raw = _copied(raw)
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        path = key.strip().split(".")
-        require(bool(equals) and all(path), f"an override must have the form section.key=value, got {assignment!r}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise InputError(f"the value of the override {assignment!r} is not YAML; quote it") from None
-        section = raw
-        for part in path[:-1]:
-            inner = section.get(part, {})
-            section[part] = inner = {"name": inner} if isinstance(inner, str) else inner
-            require(isinstance(inner, dict), f"`{key}` cannot be set: `{part}` is a value, not a section")
-            section = inner
-        if path[-1] == "name" and section.get("name") != value:
-            section.clear()
-        section[path[-1]] = value
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    require(bool(equals) and all(key.split(".")), f"an override must have the form section.key=value, got {text!r}")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise InputError(f"the value of the override {text!r} is not YAML; quote it") from None
+
+
+def put(raw: Raw, key: str, value: Any) -> Raw:
+    """`raw` with the value of a dotted key put in; naming another component drops the options of the old one.
+
+    Raises:
+        InputError: The key goes through a value that is not a section.
+    """
+    inner: Any = raw
+    for part in key.split(".")[:-1]:
+        inner = inner.get(part) if isinstance(inner, dict) else inner
+        require(
+            inner is None or isinstance(inner, str | dict),
+            f"`{key}` cannot be set: `{part}` is a value, not a section",
+        )
+    nested = value
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return merge(raw, nested)
+
+
+def override(raw: Raw, assignments: Sequence[str]) -> Raw:
+    """`raw` with assignments `a.b=value` put in, one after the other.
+
+    Raises:
+        InputError: See `assigned` and `put`.
+    """
+    for text in assignments:
+        raw = put(raw, *assigned(text))
     return raw
 
 
@@ -234,7 +254,3 @@ def _row(cls: Any, registries: Registries) -> str | None:
 
 def _join(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
-
-
-def _copied(raw: Raw) -> Raw:
-    return {key: _copied(value) if isinstance(value, dict) else value for key, value in raw.items()}

@@ -22,6 +22,7 @@ from sde_diffusion.config import (
 from sde_diffusion.data import DATASETS, DataSource
 from sde_diffusion.data.digits import Digits
 from sde_diffusion.errors import require, require_positive
+from sde_diffusion.fields import changes, option
 from sde_diffusion.grids import GRIDS, TimeGrid
 from sde_diffusion.guidance import GUIDANCES, ClassifierFree, Guidance
 from sde_diffusion.likelihood import (
@@ -93,7 +94,7 @@ class ModelConfig:
     )
     prediction: str = "v"
     conditioning: str = "log_snr"
-    sigma_data: float = 0.5
+    sigma_data: float = option(0.5, of="both")
     conditional: bool = False
     learned_variance: bool = False
     scale_input: bool = True
@@ -235,16 +236,21 @@ class Config:
         data: The data set.
     """
 
-    seed: int = 0
-    sde: SDE = VPSDE()
-    data: DataSource = Digits()
-    model: ModelConfig = ModelConfig()
-    loss: LossConfig = LossConfig()
-    training: TrainingConfig = TrainingConfig()
-    perf: PerfConfig = PerfConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    likelihood: LikelihoodConfig = LikelihoodConfig()
-    classifier: ClassifierConfig = ClassifierConfig()
+    seed: int = option(0, "training")
+    sde: SDE = option(VPSDE(), "weights")
+    data: DataSource = option(Digits(), "training", naming="weights")
+    model: ModelConfig = option(ModelConfig(), "weights", of="model")
+    loss: LossConfig = option(LossConfig(), "weights", of="model")
+    training: TrainingConfig = option(TrainingConfig(), "training")
+    perf: PerfConfig = option(PerfConfig(), "nothing")
+    sampling: SamplingConfig = option(SamplingConfig(), "nothing")
+    likelihood: LikelihoodConfig = option(LikelihoodConfig(), "nothing")
+    classifier: ClassifierConfig = option(ClassifierConfig(), "weights", of="classifier")
+
+
+def describes_a_run(raw: Raw) -> bool:
+    """Whether `raw` holds sections that fix what the weights of a model are, as a run's own config does."""
+    return any(changes(Config(), section) == "weights" for section in raw)
 
 
 def read_config(file: Path | None, assignments: Sequence[str] = (), base: Raw | None = None) -> Config:
@@ -254,10 +260,10 @@ def read_config(file: Path | None, assignments: Sequence[str] = (), base: Raw | 
         InputError: See `read_yaml`, `override` and `parse`.
     """
     raw = merge(base or {}, read_yaml(file) if file else {})
-    return parse(Config, _renamed(override(_renamed(raw), assignments)), REGISTRIES)
+    return parse(Config, renamed(override(renamed(raw), assignments)), REGISTRIES)
 
 
-def _renamed(raw: Raw) -> Raw:
+def renamed(raw: Raw) -> Raw:
     """`raw` with the names that stand for what older configs said otherwise, and no guidance as that of scale 1."""
     training, sampling = raw.get("training"), raw.get("sampling")
     if isinstance(training, dict) and isinstance(training.get("dequantise"), bool):

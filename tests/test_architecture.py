@@ -14,7 +14,7 @@ MODULES = {".".join(("sde_diffusion", *p.relative_to(ROOT).with_suffix("").parts
 
 # a module imports from lower ranks or from its own package
 RANKS = {
-    "cpu": -1, "docstrings": -1, "errors": -1, "version": -1,
+    "cpu": -1, "docstrings": -1, "errors": -1, "fields": -1, "version": -1,
     "distributed": 0, "files": 0, "interpolation": 0, "memory": 0, "registry": 0, "rng": 0, "tensors": 0,
     "networks": 1, "pretrained": 1, "sde": 1,
     "chain": 2, "decoder": 2, "graphs": 2, "grids": 2, "perf": 2, "score": 2,

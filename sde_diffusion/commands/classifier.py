@@ -4,9 +4,10 @@ from pathlib import Path
 
 import click
 
-from sde_diffusion.build import build_classifier_trainer, choose_device, plain_config, read_config
-from sde_diffusion.commands.common import RUNS, as_assignments, shared_options, show_config, timeout_option
-from sde_diffusion.commands.train import FREE, run
+from sde_diffusion.build import build_classifier_trainer, choose_device, plain_config
+from sde_diffusion.commands.asked import flags, request
+from sde_diffusion.commands.common import RUNS, shared_options, show_config, timeout_option
+from sde_diffusion.commands.train import KEYS, run
 from sde_diffusion.distributed import joined
 from sde_diffusion.sde import SDES
 from sde_diffusion.training import CLASSIFIERS, RunFolder
@@ -23,12 +24,6 @@ Examples:
 It reads the config of the model that it is to guide: process, data, model.sigma_data, training and classifier. The
 log has the accuracy on held-out examples by t. The same command again resumes the run. Ctrl-C saves first.
 """
-
-UNUSED = (  # of these sections a classifier has nothing but the spread of the data
-    *("loss", "training.label_dropout", "training.ema_profiles"),
-    *(f"model.{key}" for key in ("network", "prediction", "conditioning", "conditional", "learned_variance")),
-    "model.scale_input",
-)
 
 
 @click.command(epilog=EPILOG, short_help="Train a classifier of noisy data, for guidance.")
@@ -51,15 +46,14 @@ def classifier(
     target = choose_device(device)
     with joined(target, timeout=timeout) as ranks:
         with ranks.agreed():
-            named = as_assignments(sde__name=sde)  # before the options that belong to it
-            config = read_config(config_file, [*named, *assignments, *as_assignments(training__steps=steps, seed=seed)])
+            given = flags({"sde": sde, "steps": steps, "seed": seed}, KEYS)
+            config = request(config_file, assignments, given).over({}).config()
             config.training.check_ranks(ranks.size)
         raw = plain_config(config)
         name = f"{raw['data']['name']}_{raw['sde']['name']}" if config_file is None else config_file.stem
         if not dry_run:
             folder = RunFolder(out or RUNS / f"{name}_classifier", CLASSIFIERS)
-            free = [key for key in (*FREE, *UNUSED) if key != "classifier"]
-            return run(build_classifier_trainer, config, folder, target, ranks=ranks, free=free)
+            return run(build_classifier_trainer, config, folder, target, ranks=ranks, kind="classifier")
         if ranks.main:
             show_config({key: raw[key] for key in ("seed", "sde", "data", "training", "classifier")})
         return 0

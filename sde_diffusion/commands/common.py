@@ -14,10 +14,13 @@ import click
 import torch
 import yaml
 
-from sde_diffusion.build import MODEL, Trained, choose_device, load_trained, plain_config, read_config
+from sde_diffusion.build import MODEL, Config, Trained, choose_device, load_trained, plain_config, read_config
+from sde_diffusion.commands.asked import Request, request
 from sde_diffusion.config import Raw, differences
+from sde_diffusion.data import DataSpec
 from sde_diffusion.distributed import ALONE, TIMEOUT, Ranks, joined
 from sde_diffusion.errors import InputError, require
+from sde_diffusion.fields import changes
 from sde_diffusion.files import write_atomically
 from sde_diffusion.pretrained import PRETRAINED, name_of, pretrained
 from sde_diffusion.training import Checkpoint, RunFolder, load_checkpoint, newest_run
@@ -25,15 +28,6 @@ from sde_diffusion.version import __version__
 
 RUNS = Path("runs")
 PATIENCE = 7 * 86400.0  # seconds that one process waits for the batch that another has in hand
-USABLE = (
-    "sampling",
-    "likelihood",
-    "training",
-    "classifier",
-    "data",
-    "perf",
-)  # sections that may differ from the checkpoint's: data move
-FIXED = ("data.name", "training.dequantise")  # but these are what the weights are of
 FORGETTABLE = [  # what older checkpoints may spell otherwise
     *(("sampling", "solver"), ("training", "preview")),
     *(("likelihood", key) for key in ("divergence", "ode", "method", "rtol", "atol")),
@@ -131,11 +125,6 @@ def checkpoint_options(command: Command) -> Command:
     return argument(option(command))
 
 
-def as_assignments(**values: Any) -> list[str]:
-    """Overrides `section.key=value` of the options that were given; `__` in a keyword stands for the dot."""
-    return [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in values.items() if value is not None]
-
-
 def show_config(raw: Raw) -> None:
     """Print a resolved config as YAML."""
     click.echo(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True), nl=False)
@@ -211,13 +200,50 @@ def home(path: Path) -> Path:
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent
 
 
-def load(
-    given: Path | None, config_file: Path | None, assignments: list[str], *, device: str, ema: bool | str = True
-) -> Loaded:
-    """Load a checkpoint; file and overrides may change its seed and the sections that the weights do not fix.
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A model's checkpoint before its network is built: enough to settle what is asked of it.
+
+    Attributes:
+        own: The config that it was trained with, every default written out.
+        device: Where it is to be used, by this process.
+        ranks: The processes that share the work.
+    """
+
+    path: Path
+    checkpoint: Checkpoint
+    own: Raw
+    device: torch.device
+    ranks: Ranks
+
+    @property
+    def spec(self) -> DataSpec:
+        """Of the data that it was trained on."""
+        return DataSpec.from_dict(self.checkpoint.meta["data"])
+
+    def load(self, config: Config, *, ema: bool | str = True) -> Loaded:
+        """The model, to be used as `config` says.
+
+        Raises:
+            InputError: A change of what the checkpoint fixes, or no such average of the weights.
+        """
+        for key, (before, after) in differences(self.own, plain_config(config)).items():
+            require(
+                changes(config, key) != "weights",
+                f"`{key}` is {before} in the checkpoint {self.path} and cannot be changed to {after} here; train a "
+                f"new run",
+            )
+        folder = home(self.path)
+        trained = load_trained(self.checkpoint, config, self.device, ema=ema, run=RunFolder(folder))
+        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return Loaded(trained, self.path, folder, digest, self.device, self.own, ranks=self.ranks)
+
+
+def find(given: Path | None, device: str) -> Found:
+    """The checkpoint that `given` names, see `find_checkpoint`, and who is to use it where.
 
     Raises:
-        InputError: No checkpoint, a bad one, a bad config, a change of what the checkpoint fixes, or no such average.
+        InputError: No checkpoint, or a bad one; no such device.
     """
     asked = choose_device(device)
     ranks = meet(asked)
@@ -227,16 +253,18 @@ def load(
         checkpoint.meta.get("kind", MODEL) == MODEL,
         f"{path} holds a classifier, not a model; it is a guide: --set sampling.guidance.checkpoint={path}",
     )
-    own = stored_config(checkpoint, path)
-    config = read_config(config_file, assignments, own)
-    for key, (before, after) in differences(own, plain_config(config)).items():
-        require(
-            key == "seed" or (key.partition(".")[0] in USABLE and not key.startswith(FIXED)),
-            f"`{key}` is {before} in the checkpoint {path} and cannot be changed to {after} here; train a new run",
-        )
-    target, folder = ranks.device(asked), home(path)
-    trained = load_trained(checkpoint, config, target, ema=ema, run=RunFolder(folder))
-    return Loaded(trained, path, folder, hashlib.sha256(path.read_bytes()).hexdigest(), target, own, ranks=ranks)
+    return Found(path, checkpoint, stored_config(checkpoint, path), ranks.device(asked), ranks)
+
+
+def load(given: Path | None, wanted: Request | None = None, *, device: str, ema: bool | str = True) -> Loaded:
+    """A checkpoint's model, to be used as its own config says, or as the user asks.
+
+    Raises:
+        InputError: See `find`, `Request.over`, `Asked.config` and `Found.load`.
+    """
+    found = find(given, device)
+    asked = (wanted or request(None, ())).over(found.own)
+    return found.load(asked.config(), ema=ema)
 
 
 def meet(device: torch.device) -> Ranks:

@@ -14,10 +14,8 @@ from tqdm import tqdm
 from sde_diffusion.build import plain_config
 from sde_diffusion.commands.common import (
     Loaded,
-    as_assignments,
     checkpoint_options,
     ema_options,
-    load,
     make_folder,
     shared_options,
     show_config,
@@ -26,10 +24,10 @@ from sde_diffusion.commands.common import (
 from sde_diffusion.commands.examples import file_facts
 from sde_diffusion.commands.fitting import fitting
 from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
-from sde_diffusion.commands.guiding import ALL, OWN, announce, class_assignments, class_options, guided, label_rows
+from sde_diffusion.commands.guiding import ALL, OWN, announce, class_options, label_rows
 from sde_diffusion.commands.latents import read_labels, read_latents, solver_name, to_samples
 from sde_diffusion.commands.naming import results_folder
-from sde_diffusion.commands.solving import end_options, naming_flags, solver_assignments, solver_options
+from sde_diffusion.commands.solving import end_options, open_to_solve, solver_options
 from sde_diffusion.pictures import save_samples
 from sde_diffusion.sampling import require_deterministic
 
@@ -72,12 +70,7 @@ def decode(
     **given: Any,
 ) -> None:
     """Turn latents into samples of CHECKPOINT, a file or a run's folder; of the newest run without one."""
-    options = {f"sampling__{key}": given[key] for key in ("t_end", "denoise", "clip", "batch")}
-    classes = class_assignments(given["label"], given["guidance"])
-    overrides = [*solver_assignments(given, assignments), *classes, *as_assignments(**options, seed=seed)]
-    with naming_flags(given):
-        loaded = load(checkpoint, config_file, overrides, device=device, ema=ema)
-    loaded = guided(loaded, given["label"])
+    loaded, asked = open_to_solve(checkpoint, config_file, assignments, given | {"seed": seed}, device=device, ema=ema)
     config = loaded.trained.config
     require_deterministic(config.sampling.solver)
     announce(loaded, dry_run=dry_run)
@@ -90,7 +83,7 @@ def decode(
     source = file_facts(latents)
     head = f"decode_{latents.stem}_{source['file_sha256'][:8]}_{solver_name(loaded)}"
     word = given["label"] if isinstance(given["label"], str) else None
-    folder = out or results_folder(loaded, head, config.sampling, ema=ema, label=word)
+    folder = out or results_folder(loaded, head, asked, ema=ema, label=word)
     _run(loaded, z, labels, folder, loaded.facts() | source | {"ema": ema, "own_labels": own})
 
 

@@ -12,10 +12,8 @@ from tqdm import tqdm
 from sde_diffusion.build import plain_config
 from sde_diffusion.commands.common import (
     Loaded,
-    as_assignments,
     checkpoint_options,
     ema_options,
-    load,
     make_folder,
     shared_options,
     show_config,
@@ -24,7 +22,7 @@ from sde_diffusion.commands.common import (
 from sde_diffusion.commands.examples import file_facts, open_examples
 from sde_diffusion.commands.fitting import fitting
 from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
-from sde_diffusion.commands.guiding import OWN, announce, class_assignments, class_options, guided
+from sde_diffusion.commands.guiding import OWN, announce, class_options
 from sde_diffusion.commands.latents import (
     compare_with_prior,
     interval,
@@ -35,7 +33,7 @@ from sde_diffusion.commands.latents import (
     with_error,
 )
 from sde_diffusion.commands.naming import results_folder
-from sde_diffusion.commands.solving import naming_flags, solver_assignments, solver_options
+from sde_diffusion.commands.solving import open_to_solve, solver_options
 from sde_diffusion.data import Batch, Dataset, DataSpec, sweep
 from sde_diffusion.data.base import Split
 from sde_diffusion.errors import InputError, require
@@ -85,13 +83,7 @@ def encode(
 ) -> None:
     """Carry data to the latents of CHECKPOINT, a file or a run's folder; of the newest run without one."""
     require(not (data_file and given["split"]), "--file and --split exclude each other; drop one")
-    classes = class_assignments(given["label"], given["guidance"])
-    options = [*classes, *as_assignments(sampling__batch=given["batch"], seed=seed)]
-    with naming_flags(given):
-        loaded = load(
-            checkpoint, config_file, [*solver_assignments(given, assignments), *options], device=device, ema=ema
-        )
-    loaded = guided(loaded, given["label"])
+    loaded, asked = open_to_solve(checkpoint, config_file, assignments, given | {"seed": seed}, device=device, ema=ema)
     config = loaded.trained.config
     require_deterministic(config.sampling.solver)
     announce(loaded, dry_run=dry_run)
@@ -109,7 +101,7 @@ def encode(
         f"no_{key}": not how[key] for key in ("check", "dequantise")
     }
     word = OWN if how["own_labels"] else None
-    folder = out or results_folder(loaded, head, config.sampling, ema=ema, **more, label=word)
+    folder = out or results_folder(loaded, head, asked, ema=ema, **more, label=word)
     _run(loaded, dataset, folder, loaded.facts() | file_facts(data_file) | {"ema": ema, "encode": how})
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from sde_diffusion.build import plain_config
+from sde_diffusion.commands.asked import flags, request
 from sde_diffusion.commands.common import (
-    as_assignments,
     checkpoint_options,
     ema_options,
     load,
@@ -43,7 +43,8 @@ def export(
 ) -> None:
     """Write the model of CHECKPOINT, a file or a run's folder, to the folder --out; of the newest run without one."""
     form = lookup(FORMATS, name, "format")()
-    loaded = load(checkpoint, config_file, [*assignments, *as_assignments(seed=seed)], device=device, ema=ema)
+    wanted = request(config_file, assignments, flags({"seed": seed}, {"seed": "seed"}))
+    loaded = load(checkpoint, wanted, device=device, ema=ema)
     click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}")
     if dry_run:
         show_config(plain_config(loaded.trained.config))

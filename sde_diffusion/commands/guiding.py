@@ -21,7 +21,8 @@ from sde_diffusion.build import (
     plain_config,
     read_config,
 )
-from sde_diffusion.commands.common import Command, Loaded, as_assignments, stored_config
+from sde_diffusion.commands.asked import Said
+from sde_diffusion.commands.common import Command, Loaded, stored_config
 from sde_diffusion.config import differences
 from sde_diffusion.data import DataSpec
 from sde_diffusion.errors import require
@@ -70,28 +71,34 @@ def class_options(*words: str, help: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def class_assignments(label: Labels | None, guidance: float | None) -> list[str]:
-    """Overrides of the config for --label and --guidance."""
-    labels = list(label) if isinstance(label, tuple) else None
-    return as_assignments(sampling__label=labels, sampling__guidance__scale=guidance)
+def class_flags(label: Labels | None) -> list[Said]:
+    """What --label says to the section `sampling`; a word is not for it."""
+    return [Said("sampling.label", list(label), "--label")] if isinstance(label, tuple) else []
+
+
+def in_turn(config: Config, spec: DataSpec, label: Labels | None) -> Config:
+    """`config`, whose samples have all classes of `spec` in turn, if `label` says so.
+
+    Raises:
+        InputError: There are no classes.
+    """
+    if label != ALL:
+        return config
+    require(len(spec.classes) > 0, f"--label {ALL} needs classes, but {spec.name} has none; leave it out")
+    sampling = dataclasses.replace(config.sampling, label=tuple(range(len(spec.classes))))
+    return dataclasses.replace(config, sampling=sampling)
 
 
 def guided(loaded: Loaded, label: Labels | None = None) -> Loaded:
-    """`loaded` with what a word for --label stands for, and with what its guidance needs.
+    """`loaded` with what its guidance needs.
 
     Raises:
         InputError: Guidance that the model does not allow, without a class, or by a checkpoint that does not fit; a
             class that the model does not know, or none where it was always told one.
     """
-    trained = loaded.trained
-    sampling, known = trained.config.sampling, label == OWN
-    if label == ALL:
-        classes = trained.spec.classes
-        require(len(classes) > 0, f"--label {ALL} needs classes, but {trained.spec.name} has none; leave it out")
-        sampling = dataclasses.replace(sampling, label=tuple(range(len(classes))))
-        config = dataclasses.replace(trained.config, sampling=sampling)
-        trained = dataclasses.replace(trained, config=config)
-    guidance, loaded = sampling.guidance, dataclasses.replace(loaded, trained=trained)
+    trained, known = loaded.trained, label == OWN
+    sampling = trained.config.sampling
+    guidance = sampling.guidance
     if not known and min(sampling.label) < 0:
         require_unlabelled(loaded)
     if not guidance.active(conditional=trained.conditional):
@@ -118,10 +125,14 @@ def require_unlabelled(loaded: Loaded) -> None:
     )
 
 
-def label_assignments(label: Labels | None) -> list[str]:
-    """Overrides of the config for --label of `likelihood`."""
+def likelihood_label(label: Labels | None) -> list[Said]:
+    """What --label says to the section `likelihood`.
+
+    Raises:
+        InputError: Several classes.
+    """
     require(not isinstance(label, tuple) or len(label) == 1, f"--label must be one class or {OWN}, got {label}")
-    return [] if label is None else [f"likelihood.label={'null' if label == OWN else label[0]}"]
+    return [] if label is None else [Said("likelihood.label", None if label == OWN else label[0], "--label")]
 
 
 def check_label(loaded: Loaded) -> None:

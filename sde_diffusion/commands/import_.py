@@ -5,8 +5,8 @@ from pathlib import Path
 import click
 
 from sde_diffusion.build import choose_device, plain_config
-from sde_diffusion.commands.common import RUNS, as_assignments, shared_options, show_config
-from sde_diffusion.config import merge, override, read_yaml
+from sde_diffusion.commands.asked import flags, request
+from sde_diffusion.commands.common import RUNS, shared_options, show_config
 from sde_diffusion.errors import require
 from sde_diffusion.exchange import FORMATS, find_format, first_checkpoint, run_config
 from sde_diffusion.training import RunFolder
@@ -44,9 +44,8 @@ def import_(
 ) -> None:
     """Make a run of the model at PATH, a file or folder of another package."""
     choose_device(device)
-    given = override(read_yaml(config_file) if config_file else {}, [*assignments, *as_assignments(seed=seed)])
-    if data is not None:
-        given = merge(given, {"data": data})
+    keys = {"data": "data.name", "seed": "seed"}
+    given = request(config_file, assignments, flags({"data": data, "seed": seed}, keys)).over({}).raw
     form = find_format(path, name)
     found = form.read(path, shape=None if sizes is None else _shape(sizes), config=given)
     config = run_config(found, given)

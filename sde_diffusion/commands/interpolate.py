@@ -14,10 +14,8 @@ from tqdm import tqdm
 from sde_diffusion.build import plain_config
 from sde_diffusion.commands.common import (
     Loaded,
-    as_assignments,
     checkpoint_options,
     ema_options,
-    load,
     make_folder,
     shared_options,
     show_config,
@@ -26,10 +24,10 @@ from sde_diffusion.commands.common import (
 from sde_diffusion.commands.examples import file_facts, open_examples
 from sde_diffusion.commands.fitting import fitting
 from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
-from sde_diffusion.commands.guiding import announce, class_assignments, class_options, guided
+from sde_diffusion.commands.guiding import announce, class_options
 from sde_diffusion.commands.latents import solver_name, to_latents, to_samples
 from sde_diffusion.commands.naming import results_folder
-from sde_diffusion.commands.solving import end_options, naming_flags, solver_assignments, solver_options
+from sde_diffusion.commands.solving import end_options, open_to_solve, solver_options
 from sde_diffusion.data import Dataset, sweep
 from sde_diffusion.data.base import Split
 from sde_diffusion.errors import require
@@ -79,12 +77,7 @@ def interpolate(
 ) -> None:
     """Go from one example to another through the latents of CHECKPOINT, a file or a run's folder, or the newest run."""
     require(not (data_file and given["split"]), "--file and --split exclude each other; drop one")
-    options = {f"sampling__{key}": given[key] for key in ("t_end", "denoise", "clip", "batch")}
-    classes = class_assignments(given["label"], given["guidance"])
-    overrides = [*solver_assignments(given, assignments), *classes, *as_assignments(**options, seed=seed)]
-    with naming_flags(given):
-        loaded = load(checkpoint, config_file, overrides, device=device, ema=ema)
-    loaded = guided(loaded)
+    loaded, asked = open_to_solve(checkpoint, config_file, assignments, given | {"seed": seed}, device=device, ema=ema)
     config = loaded.trained.config
     require_deterministic(config.sampling.solver)
     require(len(config.sampling.label) == 1, f"--label must be one class, got {list(config.sampling.label)}")
@@ -99,7 +92,7 @@ def interpolate(
         require(0 <= index < len(dataset), f"`--pair` must be indices from 0 to {len(dataset) - 1}, got {index}")
     head = f"interpolate_{how['split']}_{solver_name(loaded)}_seed{config.seed}"
     ends = "_".join(f"{first}-{second}" for first, second in pairs)
-    folder = out or results_folder(loaded, head, config.sampling, ema=ema, pairs=ends, frames=frames)
+    folder = out or results_folder(loaded, head, asked, ema=ema, pairs=ends, frames=frames)
     _run(loaded, dataset, folder, loaded.facts() | file_facts(data_file) | {"ema": ema, "interpolate": how})
 
 

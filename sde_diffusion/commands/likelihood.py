@@ -1,22 +1,15 @@
 """`likelihood`: bits/dim of data under a trained model."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import click
 
 from sde_diffusion.build import Trained, plain_config
-from sde_diffusion.commands.common import (
-    as_assignments,
-    checkpoint_options,
-    ema_options,
-    load,
-    shared_options,
-    show_config,
-)
+from sde_diffusion.commands.asked import Asked, Said, flags, request
+from sde_diffusion.commands.common import checkpoint_options, ema_options, find, shared_options, show_config
 from sde_diffusion.commands.examples import file_facts, open_examples
-from sde_diffusion.commands.guiding import OWN, LabelsType, check_label, given_label, label_assignments
+from sde_diffusion.commands.guiding import OWN, LabelsType, check_label, given_label, likelihood_label
 from sde_diffusion.commands.ledger import write_ledger
 from sde_diffusion.commands.likelihood_plain import examples_of, score_plainly
 from sde_diffusion.commands.likelihood_tolerance import score_to_tolerance
@@ -44,11 +37,18 @@ leave of it, scored or not. A killed run goes on where it stopped. Without --out
 for: likelihood_test_seed0_probes4_limit256.
 """
 
+TRACE = "likelihood.divergence.name"
 PROBING = ("probes", "distribution", "mode")  # options that the exact trace does not have
-SECTIONS = {
-    **dict.fromkeys((*PROBING, "chunk"), "divergence__"),
-    **dict.fromkeys(("rtol", "atol"), "ode__"),
-    "coupling": "dequantisation__",
+KEYS = {  # options, and the config keys that they are short for
+    **{key: f"likelihood.divergence.{key}" for key in (*PROBING, "chunk")},
+    **{key: f"likelihood.ode.{key}" for key in ("rtol", "atol")},
+    "dequantisation": "likelihood.dequantisation.name",
+    "coupling": "likelihood.dequantisation.coupling",
+    **{
+        key: f"likelihood.{key}"
+        for key in ("split", "start", "limit", "draws", "replicates", "tol", "confidence", "max_solves", "batch")
+    },
+    "seed": "seed",
 }
 REPEATS = {  # options that say how often a score is repeated, which a ledger's rows do in their own way
     "draws": "--draws",
@@ -104,20 +104,12 @@ def likelihood(
 ) -> None:
     """Score data under CHECKPOINT, a file or a run's folder; under the newest run without one."""
     _refuse_contradictions(exact, data_file, given)
-    kind = "exact" if exact else "hutchinson" if any(given[key] is not None for key in PROBING) else None
-    named = as_assignments(
-        likelihood__divergence__name=kind, likelihood__dequantisation__name=given.pop("dequantisation")
-    )
-    told = label_assignments(given.pop("label"))
-    options = {f"likelihood__{SECTIONS.get(key, '')}{key}": value for key, value in given.items()}
-    overrides = [*named, *assignments, *as_assignments(**options, seed=seed), *told]
-    if ledger:
-        _refuse_repeats(overrides)
-    loaded = load(checkpoint, config_file, overrides, device=device, ema=ema)
+    wanted = request(config_file, assignments, _flags(given | {"seed": seed}, exact))
+    found = find(checkpoint, device)
+    asked = wanted.over(found.own)
+    _refuse_what_is_chosen(asked, ledger)
+    loaded = found.load(asked.config(), ema=ema)
     config = loaded.trained.config
-    if config.likelihood.tol is not None:
-        chosen = any(re.match(r"\s*likelihood\.divergence(\.probes\s*=|\s*=.*\bprobes\b)", key) for key in overrides)
-        require(not chosen, "--tol chooses the probes itself; drop likelihood.divergence.probes or --tol")
     check_label(loaded)
     click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}{given_label(config.likelihood.label)}")
     if dry_run:
@@ -142,8 +134,8 @@ def likelihood(
     if config.likelihood.tol is None:
         score_plainly(loaded, dataset, reference, folder, source)
         return
-    given_ode = any(re.match(r"likelihood\.ode\.[ra]tol", key) for key in overrides)
-    score_to_tolerance(loaded, dataset, folder, source, given_ode=given_ode)
+    given_ode = asked.says("likelihood.ode.rtol") or asked.says("likelihood.ode.atol")
+    score_to_tolerance(loaded, dataset, folder, source, given_ode=given_ode is not None)
 
 
 def _refuse_contradictions(exact: bool, data_file: Path | None, given: dict[str, Any]) -> None:
@@ -152,9 +144,29 @@ def _refuse_contradictions(exact: bool, data_file: Path | None, given: dict[str,
         "--exact needs no random directions; drop --probes, --distribution and --mode",
     )
     require(not (data_file and given["split"]), "--file and --split exclude each other; drop one")
-    for key in ("probes", "replicates"):
-        require(given["tol"] is None or given[key] is None, f"--tol chooses the {key} itself; drop --{key} or --tol")
-    require(given["max_solves"] is None or given["tol"] is not None, "--max-solves goes with --tol; give it as well")
+
+
+def _flags(given: dict[str, Any], exact: bool) -> list[Said]:
+    """What the options say. Those of random directions imply them, unless --set names another way."""
+    implied = [] if exact or all(given[key] is None for key in PROBING) else [Said(TRACE, "hutchinson", "--probes")]
+    named = [Said(TRACE, "exact", "--exact")] if exact else implied
+    return [*named, *flags(given, KEYS), *likelihood_label(given["label"])]
+
+
+def _refuse_what_is_chosen(asked: Asked, ledger: bool) -> None:
+    """Refuse options for what a tolerance or the ledger's rows choose themselves."""
+    tol = asked.value("likelihood.tol")
+    for key, option in {"probes": "likelihood.divergence.probes", "replicates": "likelihood.replicates"}.items():
+        given = asked.says(option)
+        require(tol is None or given is None, f"--tol chooses the {key} itself; drop {given} or --tol")
+    most = asked.says("likelihood.max_solves")
+    require(tol is not None or most is None, f"{most} goes with --tol; give it as well")
+    for key, short in REPEATS.items() if ledger else ():
+        require(
+            asked.says(f"likelihood.{key}") is None,
+            f"--ledger takes no {short} (likelihood.{key}): its rows have their own noise and draws; drop it, or set "
+            "likelihood.ledger.importance_draws or likelihood.ledger.draws",
+        )
 
 
 def _tell_misfit(trained: Trained, scored: Dequantisation | None) -> None:
@@ -172,12 +184,3 @@ def _tell_misfit(trained: Trained, scored: Dequantisation | None) -> None:
         f"the model was trained on {noise.trained_on}: likelihood.dequantisation={noise.scored_by} fits it, {name} "
         "noise costs bits"
     )
-
-
-def _refuse_repeats(overrides: list[str]) -> None:
-    for key, flags in REPEATS.items():
-        require(
-            not any(re.match(rf"\s*likelihood\.{key}\b", override) for override in overrides),
-            f"--ledger takes no {flags} (likelihood.{key}): its rows have their own noise and draws; drop it, or set "
-            "likelihood.ledger.importance_draws or likelihood.ledger.draws",
-        )

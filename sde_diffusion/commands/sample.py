@@ -1,7 +1,6 @@
 """`sample`: draw from a trained model."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,8 @@ from tqdm import tqdm
 from sde_diffusion.build import Trained, plain_config
 from sde_diffusion.commands.common import (
     Loaded,
-    as_assignments,
     checkpoint_options,
     ema_options,
-    load,
     make_folder,
     shared_options,
     show_config,
@@ -26,16 +23,13 @@ from sde_diffusion.commands.common import (
 )
 from sde_diffusion.commands.fitting import fitting
 from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
-from sde_diffusion.commands.guiding import ALL, announce, class_assignments, class_options, guided, label_rows
+from sde_diffusion.commands.guiding import ALL, announce, class_options, label_rows
 from sde_diffusion.commands.naming import results_folder
 from sde_diffusion.commands.solving import (
     budget_option,
-    check_budget,
     end_options,
-    naming_flags,
-    solver_assignments,
+    open_to_solve,
     solver_options,
-    spend_budget,
 )
 from sde_diffusion.data import DataSpec
 from sde_diffusion.pictures import save_classes, save_samples, save_strip
@@ -98,15 +92,7 @@ def sample(
     **given: Any,
 ) -> None:
     """Draw samples from CHECKPOINT, a file or a run's folder; from the newest run without one."""
-    options = {f"sampling__{key}": given[key] for key in ("t_end", "denoise", "clip", "count", "batch")}
-    classes = class_assignments(given["label"], given["guidance"])
-    overrides = [*solver_assignments(given, assignments), *classes, *as_assignments(**options, seed=seed)]
-    check_budget(given, assignments, config_file)
-    with naming_flags(given):
-        loaded = load(checkpoint, config_file, overrides, device=device, ema=ema)
-    asked = loaded.trained.config.sampling
-    config = spend_budget(given, assignments, config_file, loaded.trained.config)
-    loaded = guided(replace(loaded, trained=replace(loaded.trained, config=config)), given["label"])
+    loaded, asked = open_to_solve(checkpoint, config_file, assignments, given | {"seed": seed}, device=device, ema=ema)
     config = loaded.trained.config
     announce(loaded, dry_run=dry_run)
     if dry_run:

@@ -8,15 +8,24 @@ from typing import Any
 
 import click
 
-from sde_diffusion.build import Config
-from sde_diffusion.commands.common import Command, as_assignments
-from sde_diffusion.config import read_yaml
+from sde_diffusion.build import Config, SamplingConfig
+from sde_diffusion.commands.asked import Asked, flags, request
+from sde_diffusion.commands.common import Command, Loaded, find
+from sde_diffusion.commands.guiding import class_flags, guided, in_turn
 from sde_diffusion.errors import InputError, UnknownKeyError, require
 from sde_diffusion.grids import GRIDS
-from sde_diffusion.solvers import SOLVERS, GridSolver, Solver, for_budget, within
+from sde_diffusion.solvers import SOLVERS, GridSolver, Plan, Solver, for_budget, within
 
 SECTION = "sampling.solver"
 FLAGS = ("steps", "grid", "rtol", "atol")  # options of solvers that have one of the command line's own
+KEYS = {  # options of the commands that solve, and the config keys that they are short for
+    "solver": f"{SECTION}.name",
+    "grid": f"{SECTION}.grid.name",
+    **{key: f"{SECTION}.{key}" for key in ("steps", "rtol", "atol")},
+    **{key: f"sampling.{key}" for key in ("t_end", "denoise", "clip", "count", "batch")},
+    "guidance": "sampling.guidance.scale",
+    "seed": "seed",
+}
 
 
 def solver_options(command: Command) -> Command:
@@ -57,60 +66,73 @@ def budget_option(command: Command) -> Command:
     )(command)
 
 
-def check_budget(given: Mapping[str, Any], assignments: Sequence[str], file: Path | None) -> None:
-    """Refuse options that say otherwise than --nfe.
+def open_to_solve(
+    checkpoint: Path | None,
+    config_file: Path | None,
+    assignments: Sequence[str],
+    given: Mapping[str, Any],
+    *,
+    device: str,
+    ema: bool | str,
+) -> tuple[Loaded, SamplingConfig]:
+    """The model of a checkpoint with its guidance, to be used as the user asks, and what of `sampling` they ask for.
+
+    Args:
+        given: The options of the command, by name.
 
     Raises:
-        InputError: They do.
+        InputError: What is wrong with the checkpoint, the config, --nfe, labels or guidance.
     """
-    if given["nfe"] is None:
-        return
-    require(given["nfe"] > 0, f"--nfe must be > 0, got {given['nfe']}")
-    for key in ("steps", "rtol", "atol"):
-        by_key = any(assignment.partition("=")[0].strip() == f"{SECTION}.{key}" for assignment in assignments)
-        flag = f"--set {SECTION}.{key}" if by_key else f"--{key}"
-        require(
-            given[key] is None and not by_key,
-            f"--nfe decides how many steps there are, so {flag} cannot be given beside it; leave one of them out",
-        )
-    require(
-        given["grid"] is None or _names_solver(given, assignments, file),
-        "--nfe chooses the grid with the solver; name a --solver too, or leave --grid out",
-    )
+    label = given["label"]
+    wanted = request(config_file, assignments, [*flags(given, KEYS), *class_flags(label)])
+    found = find(checkpoint, device)
+    asked = wanted.over(found.own)
+    with naming_flags(asked):
+        config = spend_budget(given.get("nfe"), asked)
+    loaded = found.load(in_turn(config, found.spec, label), ema=ema)
+    return guided(loaded, label), asked.config().sampling
 
 
-def _names_solver(given: Mapping[str, Any], assignments: Sequence[str], file: Path | None) -> bool:
-    """Whether the user says anything of the solver but its grid: by a flag, by its key or in the config `file`."""
-    if given["solver"] is not None or any(assignment.strip().startswith(SECTION) for assignment in assignments):
-        return True
-    section = None if file is None else read_yaml(file).get("sampling")
-    return isinstance(section, Mapping) and section.get("solver") is not None
-
-
-def spend_budget(given: Mapping[str, Any], assignments: Sequence[str], file: Path | None, config: Config) -> Config:
-    """`config` with what --nfe chooses: all, or the steps alone of a solver that the user names.
+def spend_budget(nfe: int | None, asked: Asked) -> Config:
+    """The config that is asked for, with what --nfe chooses: all, or the steps alone of a solver that the user names.
 
     Raises:
-        InputError: Too little for one step, or an adaptive solver, which chooses its own.
+        InputError: Something else that is asked for says otherwise; too little for one step; or an adaptive solver,
+            which chooses its own steps.
     """
-    nfe, options = given["nfe"], config.sampling
     if nfe is None:
-        return config
-    denoise = None if options.denoise and given["denoise"] is None else options.denoise
-    if _names_solver(given, assignments, file):
-        fitting = [name for name, row in SOLVERS.items() if issubclass(row, GridSolver)]
+        return asked.config()
+    require(nfe > 0, f"--nfe must be > 0, got {nfe}")
+    for key in ("steps", "rtol", "atol"):
+        given = asked.says(f"{SECTION}.{key}")
         require(
-            isinstance(options.solver, GridSolver),
-            f"--nfe cannot set the steps of the solver {name_of(options.solver)!r}, which chooses its own by its "
-            f"tolerances; take one of {', '.join(fitting)}, or name none",
+            given is None,
+            f"--nfe decides how many steps there are, so {given} cannot be given beside it; leave one of them out",
         )
-        assert isinstance(options.solver, GridSolver)
-        plan = within(options.solver, nfe, denoise=denoise)
-    else:
-        plan = for_budget(nfe, denoise=denoise)
+    grid = asked.under(f"{SECTION}.grid")
+    named = len(asked.under(SECTION)) > len(grid)
+    require(
+        named or not grid,
+        f"--nfe chooses the grid with the solver; name a --solver too, or leave {asked.says(f'{SECTION}.grid')} out",
+    )
+    config = asked.config()
+    options = config.sampling
+    denoise = None if options.denoise and not asked.says("sampling.denoise") else options.denoise
+    plan = _steps_within(options.solver, nfe, denoise) if named else for_budget(nfe, denoise=denoise)
     t_end = plan.t_end(config.sde) if options.t_end is None else options.t_end
     sampling = dataclasses.replace(options, solver=plan.solver, denoise=plan.denoise, t_end=t_end)
     return dataclasses.replace(config, sampling=sampling)
+
+
+def _steps_within(solver: Solver, nfe: int, denoise: bool | None) -> Plan:
+    """`solver` with as many steps as `nfe` allows."""
+    if not isinstance(solver, GridSolver):
+        fitting = [name for name, row in SOLVERS.items() if issubclass(row, GridSolver)]
+        raise InputError(
+            f"--nfe cannot set the steps of the solver {name_of(solver)!r}, which chooses its own by its "
+            f"tolerances; take one of {', '.join(fitting)}, or name none"
+        )
+    return within(solver, nfe, denoise=denoise)
 
 
 def name_of(solver: Solver) -> str:
@@ -118,21 +140,8 @@ def name_of(solver: Solver) -> str:
     return next(name for name, row in SOLVERS.items() if type(solver) is row)
 
 
-def solver_assignments(given: Mapping[str, Any], assignments: Sequence[str]) -> list[str]:
-    """Overrides of the config: names, the user's own `assignments`, then the options given by flags.
-
-    The solver's name comes first and the grid's second, for another name drops the options of what had it.
-    """
-    naming = [text for text in assignments if text.partition("=")[0].strip() in (SECTION, f"{SECTION}.name")]
-    others = [text for text in assignments if text not in naming]
-    solver = as_assignments(sampling__solver__name=given["solver"])
-    grid = as_assignments(sampling__solver__grid__name=given["grid"])
-    options = {f"sampling__solver__{key}": given[key] for key in FLAGS if key != "grid"}
-    return [*solver, *naming, *grid, *others, *as_assignments(**options)]
-
-
 @contextmanager
-def naming_flags(given: Mapping[str, Any]) -> Iterator[None]:
+def naming_flags(asked: Asked) -> Iterator[None]:
     """Where the solver lacks an option that was given by a flag, say so in terms of flags.
 
     Raises:
@@ -142,7 +151,7 @@ def naming_flags(given: Mapping[str, Any]) -> Iterator[None]:
         yield
     except UnknownKeyError as error:
         section, _, option = error.key.rpartition(".")
-        if section != SECTION or option not in FLAGS or given[option] is None:
+        if section != SECTION or option not in FLAGS or asked.says(error.key) != f"--{option}":
             raise
         flags = [f"--{key}" for key in FLAGS if key in error.known]
         others = [key for key in error.known if key not in FLAGS]

@@ -1,7 +1,7 @@
 """`train`: a new run, or more of an old one."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +20,9 @@ from sde_diffusion.build import (
     resolve_perf,
     resolve_precision_of,
 )
+from sde_diffusion.commands.asked import flags, request
 from sde_diffusion.commands.common import (
     RUNS,
-    as_assignments,
     shared_options,
     show_config,
     stored_config,
@@ -32,6 +32,7 @@ from sde_diffusion.commands.estimate import does_not_fit, print_estimate
 from sde_diffusion.config import Raw, differences
 from sde_diffusion.distributed import Ranks, joined
 from sde_diffusion.errors import InputError, require
+from sde_diffusion.fields import Kind, changes
 from sde_diffusion.memory import is_shortage
 from sde_diffusion.perf import precision_advice, resolve_precision
 from sde_diffusion.sde import SDES
@@ -49,14 +50,7 @@ The same command again resumes the run where its newest checkpoint stands. Ctrl-
 By several processes, of which each has its own GPU: torchrun --nproc-per-node 4 cli.py train ...
 """
 
-# may differ from the run's first command without making it another run
-FREE = (
-    *("training.steps", "training.keep", "training.workers", "training.changed_data", "training.validation_examples"),
-    *("training.log_every", "training.validate_every", "training.sample_every", "training.save_every"),
-    *("training.snapshot_every", "training.preview", "training.preview_count"),
-    *("training.parallel", "training.precision", "perf", "sampling", "likelihood", "classifier"),
-    *("data.root", "data.download", "data.file", "data.test", "data.labels", "data.test_labels"),
-)
+KEYS = {"sde": "sde.name", "steps": "training.steps", "seed": "seed"}  # options -> the config keys they stand for
 
 
 @click.command(epilog=EPILOG)
@@ -79,8 +73,8 @@ def train(
     target = choose_device(device)
     with joined(target, timeout=timeout) as ranks:
         with ranks.agreed():
-            named = as_assignments(sde__name=sde)  # before the options that belong to it
-            config = read_config(config_file, [*named, *assignments, *as_assignments(training__steps=steps, seed=seed)])
+            given = flags({"sde": sde, "steps": steps, "seed": seed}, KEYS)
+            config = request(config_file, assignments, given).over({}).config()
             check_training(config)
             config.training.check_ranks(ranks.size)
         raw = plain_config(config)
@@ -105,13 +99,13 @@ def run(
     device: torch.device,
     *,
     ranks: Ranks,
-    free: Sequence[str] = FREE,
+    kind: Kind = "model",
 ) -> int:
     """Train what `build` makes, from the newest checkpoint of the run or from the start.
 
     Args:
         ranks: The processes that do so together; rank 0 locks the folder, writes and speaks.
-        free: Sections and keys that may differ from those of the run's first command.
+        kind: What is trained.
 
     Returns:
         The exit code.
@@ -126,7 +120,7 @@ def run(
         with ranks.agreed():
             if ranks.main:
                 held.enter_context(folder.locked())
-        trainer, config = _prepared(build, config, folder, device, ranks, free)
+        trainer, config = _prepared(build, config, folder, device, ranks, kind)
         if ranks.main:
             click.echo(_described(trainer, folder, config))
             if (advice := precision_advice(config.training.precision, device, asked=asked)) is not None:
@@ -156,7 +150,7 @@ def _prepared(
     folder: RunFolder,
     device: torch.device,
     ranks: Ranks,
-    free: Sequence[str],
+    kind: Kind,
 ) -> tuple[Trainer, Config]:
     """A trainer that stands where the newest checkpoint of the run does, and the config with the run's precision."""
     newest = ranks.share(folder.latest() if ranks.main else None)
@@ -172,7 +166,7 @@ def _prepared(
         if checkpoint is not None and stored is not None:
             falls = checkpoint.meta["step"] > config.training.falling_from()
             falls |= checkpoint.meta["step"] > read_config(None, (), stored).training.falling_from()
-            _same_run(stored, raw, folder, free, tell=ranks.main, falls=falls)
+            _same_run(stored, config, folder, kind, tell=ranks.main, falls=falls)
         trainer = build(config, folder, device, ranks)
         if checkpoint is not None:
             now, then = trainer.train.spec, checkpoint.meta["data"]
@@ -210,16 +204,16 @@ def _same_length(now: int, then: int | None, folder: RunFolder, config: Config, 
         click.echo(f"{now} examples where there were {then}: another order from here on", err=True)
 
 
-def _same_run(old: Raw, new: Raw, folder: RunFolder, free: Sequence[str], *, tell: bool, falls: bool) -> None:
+def _same_run(old: Raw, config: Config, folder: RunFolder, kind: Kind, *, tell: bool, falls: bool) -> None:
     """Refuse to go on with another run, and say what has changed.
 
     Args:
         falls: Whether a learning rate that depends on the number of steps has been used.
     """
-    for key, (before, after) in differences(old, new).items():
+    for key, (before, after) in differences(old, plain_config(config)).items():
         if key == "training.precision" and before == "auto":  # of an imported model, not trained so far
             continue
-        if not any(f"{key}.".startswith(f"{allowed}.") for allowed in free):
+        if changes(config, key, kind) != "nothing":
             raise InputError(
                 f"the run {folder.path} was started with {key} = {before}, not {after}; resume it with its own "
                 f"{folder.path / 'config.yaml'}, or choose another --out"

@@ -67,7 +67,7 @@ def verify(
     checks = [(area, check) for area, make in areas.items() if make for check in collect(area, make, setting)]
     examined = None
     if checkpoint:
-        loaded = load(checkpoint, None, [], device=device)
+        loaded = load(checkpoint, device=device)
         click.echo(loaded.describe())
         folder, examined = folder or make_folder(loaded.folder / "verify"), _examine(loaded)
         checks += [("model", check) for check in examined.checks()]

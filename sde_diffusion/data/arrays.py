@@ -16,6 +16,7 @@ from sde_diffusion.data.scan import scan_floats, scan_levels
 from sde_diffusion.data.shards import Array, Shards, locate, shard_files
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.errors import InputError, require
+from sde_diffusion.fields import option
 
 MAX_CLASSES = 10_000  # more are most likely not class indices
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
@@ -52,11 +53,11 @@ class Arrays(DataSource):
             not finite or not below `levels`. The message names the file. Nothing is ever unpickled.
     """
 
-    file: str = ""
-    test: str = ""
+    file: str = option("", "nothing")
+    test: str = option("", "nothing")
     key: str = ""
-    labels: str = ""
-    test_labels: str = ""
+    labels: str = option("", "nothing")
+    test_labels: str = option("", "nothing")
     classes: tuple[str, ...] = ()
     levels: int | None = None
     test_fraction: float = 0.1

@@ -15,6 +15,7 @@ from sde_diffusion.data.base import DataSource, TensorDataset
 from sde_diffusion.data.mnist import CACHE
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.errors import InputError
+from sde_diffusion.fields import option
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class CIFAR10(DataSource):
             file is not opened: they are pickles, and could run code.
     """
 
-    root: str = ""
-    download: bool = False
+    root: str = option("", "nothing")
+    download: bool = option(False, "nothing")
 
     spec: ClassVar[DataSpec] = DataSpec(
         "cifar10",

@@ -15,6 +15,7 @@ from sde_diffusion.data.base import Dataset, DataSource, TensorDataset, fits_in_
 from sde_diffusion.data.listing import Listing, list_files
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.errors import InputError, require
+from sde_diffusion.fields import option
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 KEYS = 1 << 48  # number of keys of names
@@ -42,7 +43,7 @@ class Images(DataSource):
             images lie both in class folders and beside them.
     """
 
-    root: str = ""
+    root: str = option("", "nothing")
     size: tuple[int, ...] = (32, 32)
     channels: int = 3
     labelled: bool = True

@@ -14,6 +14,7 @@ from sde_diffusion.data.scan import scan_floats
 from sde_diffusion.data.shards import Array, Shards
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.errors import InputError, require, require_positive
+from sde_diffusion.fields import option
 
 MEAN, STD = "mean", "std"  # arrays that stand for a Gaussian each
 Rows = Array | Shards
@@ -44,9 +45,9 @@ class Latents(DataSource):
     Reference: Rombach et al. 2022, arXiv:2112.10752, section 3.
     """
 
-    root: str = ""
+    root: str = option("", "nothing")
     key: str = ""
-    labels: str = ""
+    labels: str = option("", "nothing")
     classes: tuple[str, ...] = ()
     per_channel: bool = False
     spread: float = 1.0

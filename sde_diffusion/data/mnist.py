@@ -18,6 +18,7 @@ from torch import Tensor
 from sde_diffusion.data.base import DataSource, TensorDataset
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.errors import InputError, require
+from sde_diffusion.fields import option
 
 CACHE = Path("~/.cache/sde_diffusion")  # where a download goes when no folder is given
 
@@ -38,8 +39,8 @@ class MNIST(DataSource):
         InputError: The files are absent (the message says how to get them), or one of them is broken.
     """
 
-    root: str = ""
-    download: bool = False
+    root: str = option("", "nothing")
+    download: bool = option(False, "nothing")
 
     spec: ClassVar[DataSpec] = DataSpec("mnist", (1, 28, 28), levels=256, classes=tuple("0123456789"))
     class_name: ClassVar[str] = "MNIST"  # torchvision's, and its folder

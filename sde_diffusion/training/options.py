@@ -6,6 +6,7 @@ from typing import Literal
 
 from sde_diffusion.distributed import Ranks
 from sde_diffusion.errors import require, require_positive
+from sde_diffusion.fields import option
 from sde_diffusion.losses import Denoising, ImportanceTime, LikelihoodWeighting, Objective, TimeSampler, Weighting
 from sde_diffusion.perf import Precision
 from sde_diffusion.sde import SDE
@@ -92,10 +93,10 @@ class TrainingConfig:
         keep: Number of newest checkpoints that are kept.
     """
 
-    steps: int = 1000
+    steps: int = option(1000, "nothing")
     batch: int = 64
     accumulate: int = 1
-    parallel: Literal["ddp", "fsdp"] = "ddp"
+    parallel: Literal["ddp", "fsdp"] = option("ddp", "nothing")
     optimizer: Literal["adam", "adamw"] = "adam"
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
@@ -105,22 +106,22 @@ class TrainingConfig:
     cooldown: float = 0.2
     clip: float | None = 1.0
     ema_decay: tuple[float, ...] = (0.999,)
-    ema_profiles: tuple[float, ...] = (0.05, 0.1)
-    snapshot_every: int | None = None
-    precision: Precision = "auto"
-    dequantise: TrainingNoise = UniformNoise()
+    ema_profiles: tuple[float, ...] = option((0.05, 0.1), of="model")
+    snapshot_every: int | None = option(None, "nothing")
+    precision: Precision = option("auto", "nothing")
+    dequantise: TrainingNoise = option(UniformNoise(), "weights")
     flip: bool = False
-    label_dropout: float = 0.1
-    workers: int | None = None
-    changed_data: Literal["refuse", "accept"] = "refuse"
-    log_every: int = 50
-    validate_every: int = 500
-    validation_examples: int = 512
-    sample_every: int = 500
-    preview: Solver = PerSampleODE(rtol=1e-3, atol=1e-3)
-    preview_count: int = 64
-    save_every: int = 500
-    keep: int = 2
+    label_dropout: float = option(0.1, of="model")
+    workers: int | None = option(None, "nothing")
+    changed_data: Literal["refuse", "accept"] = option("refuse", "nothing")
+    log_every: int = option(50, "nothing")
+    validate_every: int = option(500, "nothing")
+    validation_examples: int = option(512, "nothing")
+    sample_every: int = option(500, "nothing")
+    preview: Solver = option(PerSampleODE(rtol=1e-3, atol=1e-3), "nothing")
+    preview_count: int = option(64, "nothing")
+    save_every: int = option(500, "nothing")
+    keep: int = option(2, "nothing")
 
     def __post_init__(self) -> None:
         require_positive(steps=self.steps, batch=self.batch, accumulate=self.accumulate, keep=self.keep)

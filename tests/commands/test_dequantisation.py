@@ -63,7 +63,7 @@ def test_the_ledger_has_a_row_of_it(tmp_path: Path, with_flow: Path, trained: Pa
 
 
 def test_verify_examines_a_run_on_points_as_it_was_trained_on(with_flow: Path, on_centres: Path) -> None:
-    flow, centres = (_examine(load(run, None, [], device="cpu")).held_out for run in (with_flow, on_centres))
+    flow, centres = (_examine(load(run, device="cpu")).held_out for run in (with_flow, on_centres))
     inside = 17 / 2 * (flow - centres) + 0.5
     torch.testing.assert_close((centres + 1) * 17 / 2 % 1, torch.full_like(centres, 0.5), rtol=0, atol=1e-5)
     assert 0 <= inside.min() < 0.01

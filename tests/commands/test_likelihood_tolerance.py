@@ -170,10 +170,13 @@ def test_a_killed_run_ends_at_the_same_numbers(tmp_path: Path, trained: Path, mo
         (("--dequantisation", "unform"), "did you mean 'uniform'"),
         (("--max-solves", 300), "--max-solves goes with --tol"),
         (("--tol", 0.1, "--probes", 2), "--tol chooses the probes itself; drop --probes or --tol"),
-        (("--tol", 0.1, "--set", "likelihood.divergence.probes=8"), "--tol chooses the probes itself; drop likelihood"),
+        (
+            ("--tol", 0.1, "--set", "likelihood.divergence.probes=8"),
+            "--tol chooses the probes itself; drop --set likelihood",
+        ),
         (
             ("--tol", 0.1, "--set", "likelihood.divergence={name: hutchinson, probes: 8}"),
-            "--tol chooses the probes itself; drop likelihood.divergence.probes or --tol",
+            "--tol chooses the probes itself; drop --set likelihood.divergence.probes or --tol",
         ),
         (("--set", "likelihood.tol=0.1", "--probes", 8), "--tol chooses the probes itself"),
         (("--coupling", "antithetic"), "the coupling antithetic hangs several draws together, got `draws` = 1; give"),

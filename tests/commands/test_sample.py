@@ -230,7 +230,7 @@ def test_a_budget_is_spent(
 def test_a_budget_goes_to_the_solver_that_the_config_file_names(tmp_path: Path, trained: Path) -> None:
     file = tmp_path / "config.yaml"
     for text, name, steps in (
-        ("sampling: {solver: {name: heun, steps: 3}}", "heun", 4),
+        ("sampling: {solver: heun}", "heun", 4),
         ("sampling: {solver: em}", "em", 9),
         ("sampling: {count: 3}", "unipc", 9),
     ):
