@@ -5,23 +5,30 @@ from pathlib import Path
 
 import pytest
 
-from tools.tables import NUMERICS, README, with_solvers, with_tables
+from tools import reference_page
+from tools.tables import NUMERICS, with_solvers
 
-TEXT = README.read_text()
+README = Path(__file__).parents[1] / "README.md"
 PAGES = [README, *NUMERICS.parent.glob("*.md")]
 
 
-def test_tables_are_those_of_the_registries() -> None:
-    assert with_tables(TEXT) == TEXT, "run `python -m tools.tables`"
+def test_generated_pages_are_those_of_the_code() -> None:
     numerics = NUMERICS.read_text()
     assert with_solvers(numerics) == numerics, "run `python -m tools.tables`"
+    assert reference_page.PAGE.read_text() == reference_page.page(), "run `python -m tools.reference_page`"
 
 
-def test_the_library_example_runs(capsys: object) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+def test_the_readme_is_short() -> None:
+    assert len(README.read_bytes()) < 9500
+
+
+def test_the_programs_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(compile(example, "README.md", "exec"), names)
-    assert names["samples"].shape == (16, 1, 8, 8)  # type: ignore[attr-defined]
+    for program in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL):
+        exec(compile(program, "README.md", "exec"), names)
+    assert names["images"].shape == (4, 1, 28, 28)  # type: ignore[attr-defined]
+    assert (tmp_path / "mine.safetensors").exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
