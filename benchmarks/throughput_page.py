@@ -229,7 +229,7 @@ def side_by_side(parts: Sequence[Result]) -> str:
     return table(headers, [[name, *(cell(result, name) for result in parts)] for name in names])
 
 
-def section(results: Mapping[str, Any] | None, goals: Any) -> str:
+def section(results: Mapping[str, Any] | None) -> str:
     """All tables of one device."""
     if not results or not results["parts"]:
         return NOT_MEASURED
@@ -245,7 +245,12 @@ def section(results: Mapping[str, Any] | None, goals: Any) -> str:
     told = describe(results["machine"]).replace("\n", "; ").rpartition("; commit")[0]
     device = f"{results['machine']['device']}, " if "device" in results["machine"] else ""
     notes.append(f"Measured on {device}{told}; commits {', '.join(commits)}.")
-    return "\n\n".join([goal_table(goals(parts)), *tables, *notes])
+    return "\n\n".join([*tables, *notes])
+
+
+def goal_section(results: Mapping[str, Any] | None, goals: Any) -> str:
+    """What was measured on one device beside what was wanted."""
+    return goal_table(goals(results["parts"])) if results and results["parts"] else NOT_MEASURED
 
 
 def read_results() -> tuple[dict[str, Any] | None, dict[str, Any] | None, list[dict[str, Any]]]:
@@ -286,7 +291,8 @@ def with_tables(
     text: str, cpu: Mapping[str, Any] | None, cuda: Mapping[str, Any] | None, kinds: Iterable[Mapping[str, Any]]
 ) -> str:
     """`text` with what stands between each pair of marks written anew."""
-    contents = {"cpu": section(cpu, cpu_goals), "kinds": kinds_of_cpu(kinds), "cuda": section(cuda, cuda_goals)}
+    contents = {"cpu": section(cpu), "kinds": kinds_of_cpu(kinds), "cuda": section(cuda)}
+    contents |= {"goals_cpu": goal_section(cpu, cpu_goals), "goals_cuda": goal_section(cuda, cuda_goals)}
     return fill_marks(text, "throughput", contents)
 
 
