@@ -19,6 +19,7 @@ from sde_diffusion.model import ScoreModel
 from sde_diffusion.perf import Perf, Precision, prepare, resolve_precision
 from sde_diffusion.rng import derive_seed
 from sde_diffusion.score import ScoreFn
+from sde_diffusion.sde import SDE
 from sde_diffusion.sections import REGISTRIES, Config, ModelConfig, SamplingConfig, plain_config, read_config
 from sde_diffusion.training import WEIGHTING, Checkpoint, ClassifierTrainer, RunFolder, Trainer, averaged
 
@@ -74,19 +75,26 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def build_model(config: Config, spec: DataSpec, device: torch.device) -> ScoreModel:
-    """The score model with first weights that depend on `config.seed` alone."""
+def build_model(
+    config: Config, spec: DataSpec, device: torch.device, *, net: nn.Module | None = None, sde: SDE | None = None
+) -> ScoreModel:
+    """The score model with first weights that depend on `config.seed` alone.
+
+    Args:
+        net, sde: Taken in place of the config's network and process, where they are of the user's own classes.
+    """
     classes = len(spec.classes) if config.model.conditional else 0
     require(
         classes > 0 or not config.model.conditional,
         f"`model.conditional` must be false for {spec.name}: these data have no labels",
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.seed, _WEIGHTS))
-        net = config.model.network(spec.shape, classes=classes, heads=1 + config.model.learned_variance)
+    if net is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(config.seed, _WEIGHTS))
+            net = config.model.network(spec.shape, classes=classes, heads=1 + config.model.learned_variance)
     model = ScoreModel(
         net,
-        config.sde,
+        config.sde if sde is None else sde,
         prediction=config.model.prediction,
         conditioning=config.model.conditioning,
         sigma_data=config.model.sigma_data,
@@ -270,15 +278,24 @@ def load_trained(
     *,
     ema: bool | str = True,
     run: RunFolder | None = None,
+    net: nn.Module | None = None,
+    sde: SDE | None = None,
 ) -> Trained:
     """The model of a checkpoint, by default averaged; `config` is its own with the user's overrides.
 
-    `ema` and `run` choose other weights: see `training.averaged`.
+    `ema` and `run` choose other weights: see `training.averaged`; `net` and `sde`: see `build_model`.
+
+    Raises:
+        InputError: Weights that do not fit the network.
     """
     spec = DataSpec.from_dict(checkpoint.meta["data"])
-    model = build_model(config, spec, device)
+    model = build_model(config, spec, device, net=net, sde=sde)
     weights, origin = averaged(checkpoint, ema, run)
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"the weights of the checkpoint do not fit the network: {reason}") from None
     parts = build_parts(config, spec, device)
     for name, part in parts.items():
         part.load_state_dict(checkpoint.group(f"parts.{name}"))

@@ -9,6 +9,7 @@ with α = a(t), σ = std(t) and σ_d the standard deviation of the data.
 References: Karras et al. 2022, arXiv:2206.00364, section 5; Salimans & Ho 2022, arXiv:2202.00512, section 4, for `v`.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -106,8 +107,8 @@ class ScoreModel(nn.Module):
     whose output is cast back to the dtype of `x`.
 
     Args:
-        net: F(x (B, *D), c_noise (B,), label (B,) or None) -> (B, *D), or (B, 2 D₁, …) with a learned variance. Its
-            attribute `classes` says how many labels it knows; without one it knows none.
+        net: F(x (B, *D), c_noise (B,)) -> (B, *D), or F(x, c_noise, label (B,) or None); (B, 2 D₁, …) with a learned
+            variance. Its attribute `classes` says how many labels it knows; without one it knows none.
         sde: The process.
         prediction: What F estimates, a name in `PREDICTIONS`.
         conditioning: What F is told of the time, a name in `NOISE_CONDITIONINGS`.
@@ -137,6 +138,7 @@ class ScoreModel(nn.Module):
         self.predict = lookup(PREDICTIONS, prediction, "prediction")
         self.c_noise = lookup(NOISE_CONDITIONINGS, conditioning, "noise conditioning")
         self.c_noise(sde, torch.tensor(sde.t_max))  # what does not suit the process says so now
+        self._takes_label = _takes_label(net)
         self._recorded: Graphed | None = None
 
     def record(self) -> None:
@@ -197,7 +199,8 @@ class ScoreModel(nn.Module):
     def _evaluate(self, at: _Coefficients, x: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The score and the raw second head, with coefficients that broadcast against `x` (B, *D)."""
         network = self._recorded or self.net
-        estimate: Tensor = network(at.c_in * x, at.c_noise, label).to(x.dtype)
+        given = (at.c_in * x, at.c_noise, label) if self._takes_label else (at.c_in * x, at.c_noise)
+        estimate: Tensor = network(*given).to(x.dtype)
         second = None
         if self.learned_variance:
             estimate, second = estimate.chunk(2, 1)
@@ -220,6 +223,13 @@ class ScoreModel(nn.Module):
         if high == -1:
             return self
         return _Labelled(self, labels)
+
+
+def _takes_label(net: nn.Module) -> bool:
+    """Whether `net` is called as F(x, c_noise, label); else as F(x, c_noise)."""
+    parameters = inspect.signature(net.forward).parameters.values()
+    places = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    return len(places) >= 3 or any(one.kind is one.VAR_POSITIONAL for one in parameters)
 
 
 @dataclass(frozen=True, eq=False)

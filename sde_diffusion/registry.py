@@ -4,8 +4,8 @@ A registry is the dict in a package's `__init__.py` (`SDES`, `SOLVERS`, …); no
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 from sde_diffusion.errors import InputError
 
@@ -17,6 +17,38 @@ def suggest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     return (f"; did you mean {near[0]!r}?" if near else ";") + f" known: {', '.join(known)}"
+
+
+def resolve(table: Mapping[str, Callable[[], T]], value: object, base: type[T], name: str) -> T:
+    """`value` as an object of the kind `base`: itself, or the row of `table` that it names, with its defaults.
+
+    Args:
+        name: The argument's name, for messages.
+
+    Raises:
+        InputError: An unknown name, a class in place of an object, or something else.
+    """
+    if isinstance(value, str):
+        return lookup(table, value, name)()
+    if isinstance(value, base):
+        return value
+    if isinstance(value, type):
+        found = f"the class {value.__name__}; write {value.__name__}()"
+    else:
+        found = f"a {type(value).__name__}"
+    raise InputError(f"`{name}` must be one of {', '.join(table)}, or an object of such a class, got {found}")
+
+
+def name_of(table: Mapping[str, Any], value: object) -> str:
+    """The row of `table` whose class `value` is of, or that `value` itself is.
+
+    Raises:
+        InputError: There is none.
+    """
+    for name, row in table.items():
+        if row is value or type(value) is row:
+            return name
+    raise InputError(f"{type(value).__name__} is none of {', '.join(table)}")
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:

@@ -66,6 +66,14 @@ class WholeBatch(Draws):
         return torch.rand(self.count, *shape, generator=self._source, dtype=dtype, device=self.device)
 
 
+def default_generator(device: torch.device) -> torch.Generator:
+    """PyTorch's own generator of a device, which `torch.manual_seed` seeds."""
+    if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    return torch.default_generator
+
+
 def draws_of(source: torch.Generator | Draws, count: int) -> Draws:
     """The numbers for a batch of which `count` rows are at hand; of a generator they are all."""
     if isinstance(source, torch.Generator):

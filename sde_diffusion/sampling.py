@@ -1,14 +1,16 @@
 """Sampling and encoding: a solver from one end of time to the other."""
 
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.errors import InputError, SolveError, require
-from sde_diffusion.score import ScoreFn
+from sde_diffusion.registry import resolve
+from sde_diffusion.score import ScoreFn, as_batch, process_of, shown_type
 from sde_diffusion.sde import SDE
-from sde_diffusion.solvers import SOLVERS
+from sde_diffusion.solvers import SOLVERS, Plan
 from sde_diffusion.solvers.base import NETWORK, Observer, ReverseProcess, Solver, X0Map, as_time, not_finite, traced
 from sde_diffusion.solvers.noise import NoiseSource, SeededNoise
 
@@ -31,11 +33,11 @@ class Samples:
 @torch.no_grad()
 def sample(
     score_fn: ScoreFn,
-    sde: SDE,
-    solver: Solver,
-    shape: tuple[int, ...],
+    sde: SDE | None = None,
+    solver: Solver | Plan | str = "ode",
+    shape: tuple[int, ...] | None = None,
     *,
-    noise: NoiseSource,
+    noise: NoiseSource | int = 0,
     t_end: float | None = None,
     x_init: Tensor | None = None,
     denoise: bool = True,
@@ -45,8 +47,14 @@ def sample(
     """Draw x ~ p_{t_end} by solving the reverse process from the prior at `sde.t_max`.
 
     Args:
-        shape: (B, *D).
-        noise: Gives the prior draw and the noise of stochastic solvers.
+        score_fn: (x, t) -> ∇ log p_t(x).
+        sde: The process. None for that of `score_fn`, where it is a `ScoreModel`.
+        solver: A row of `SOLVERS`, an object such as `DDIM(steps=50)`, or what `for_budget` gives, which decides
+            `t_end` and `denoise` too.
+        shape: (B, *D); not needed beside `x_init`.
+
+    Other args:
+        noise: Gives the prior draw and the noise of stochastic solvers; a number is the seed of `SeededNoise`.
         t_end: Where to stop; `sde.t_min` if None.
         x_init: State at `sde.t_max`, (B, *D); drawn from N(0, prior_std² I) if None.
         denoise: Return E[x_0 | x_{t_end}] in place of x_{t_end}, for one more score evaluation.
@@ -54,9 +62,18 @@ def sample(
         observer: Called with the state and its time after every step.
 
     Raises:
-        InputError: `t_end` outside [t_min, t_max), or `x_init` not of `shape`.
+        InputError: No process or shape is known, an unknown solver, `t_end` outside [t_min, t_max), or `x_init` not of
+            `shape`.
         SolveError: The solve failed, or gave values that are not finite; says when and for which sample.
     """
+    sde = process_of(score_fn, sde)
+    if isinstance(plan := solver, Plan):
+        solver, denoise, t_end = plan.solver, plan.denoise, plan.t_end(sde) if t_end is None else t_end
+    solver = as_solver(solver)
+    shape = tuple(x_init.shape) if shape is None and x_init is not None else shape
+    if not isinstance(shape, Sequence) or len(shape) < 2 or min(shape) < 1:
+        raise InputError(f"`shape` must be the batch and the sides of a sample, such as (16, 1, 8, 8), got {shape!r}")
+    noise = _noise(score_fn, noise)
     t_end = _checked_end(sde, t_end)
     require(
         x_init is None or tuple(x_init.shape) == tuple(shape),
@@ -69,6 +86,27 @@ def sample(
         x = _denoised(process, x, t_end, noise.start)
         process.observe(x, 0.0)
     return Samples(x, process.nfe, t_end)
+
+
+def as_solver(solver: object) -> Solver:
+    """A solver, by its name in `SOLVERS` or as it is.
+
+    Raises:
+        InputError: An unknown name, or no solver at all.
+    """
+    return resolve(SOLVERS, solver, Solver, "solver")  # type: ignore[type-abstract]
+
+
+def _noise(score_fn: ScoreFn, noise: NoiseSource | int) -> NoiseSource:
+    """The source of noise that `noise` stands for; that of a seed is where the weights of `score_fn` are."""
+    if isinstance(noise, NoiseSource):
+        return noise
+    if not isinstance(noise, int) or isinstance(noise, bool):
+        raise InputError(f"`noise` must be a seed or a source such as SeededNoise(seed=0), got {shown_type(noise)}")
+    first = next(score_fn.parameters(), None) if isinstance(score_fn, torch.nn.Module) else None
+    if first is None:
+        return SeededNoise(noise)
+    return SeededNoise(noise, device=first.device, dtype=first.dtype)
 
 
 def _solve(process: ReverseProcess, solver: Solver, x: Tensor, ends: tuple[float, float], start: int) -> Tensor:
@@ -91,16 +129,19 @@ def _denoised(process: ReverseProcess, x: Tensor, t_end: float, start: int) -> T
 
 
 @torch.no_grad()
-def encode(score_fn: ScoreFn, sde: SDE, solver: Solver, x0: Tensor, *, start: int = 0) -> Samples:
+def encode(score_fn: ScoreFn, sde: SDE | None, solver: Solver | Plan | str, x0: Tensor, *, start: int = 0) -> Samples:
     """The latent at `sde.t_max` of data `x0` (B, *D), taken to be the state at `sde.t_min`.
 
     Args:
+        score_fn, sde, solver: As in `sample`; of a plan only its solver counts.
         start: Index of the first example, for errors.
 
     Raises:
         InputError: A stochastic solver, which has no inverse.
         SolveError: The solve failed; says when and for which sample.
     """
+    sde, x0 = process_of(score_fn, sde), as_batch("x0", x0)
+    solver = as_solver(solver.solver if isinstance(solver, Plan) else solver)
     require_deterministic(solver)
     process = ReverseProcess(sde, score_fn)
     z = _solve(process, solver, x0, (sde.t_min, sde.t_max), start)
@@ -109,8 +150,8 @@ def encode(score_fn: ScoreFn, sde: SDE, solver: Solver, x0: Tensor, *, start: in
 
 def decode(
     score_fn: ScoreFn,
-    sde: SDE,
-    solver: Solver,
+    sde: SDE | None,
+    solver: Solver | Plan | str,
     z: Tensor,
     *,
     t_end: float | None = None,
@@ -121,6 +162,7 @@ def decode(
     """What the latents `z` (B, *D) at `sde.t_max` become: the inverse of `encode`, unless it is told to denoise.
 
     Args:
+        score_fn, sde, solver: As in `sample`; of a plan only its solver counts.
         t_end, denoise, project: As in `sample`.
         start: Index of the first latent, for errors.
 
@@ -128,6 +170,7 @@ def decode(
         InputError: A stochastic solver, or `t_end` outside [t_min, t_max).
         SolveError: The solve failed; says when and for which sample.
     """
+    solver = as_solver(solver.solver if isinstance(solver, Plan) else solver)
     require_deterministic(solver)
     return sample(
         score_fn,

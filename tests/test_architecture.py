@@ -25,8 +25,9 @@ RANKS = {
     "config": 6, "training": 6,
     "sections": 7,
     "build": 8,
-    "exchange": 9, "verify": 9,
-    "commands": 10,
+    "checkpoints": 9, "exchange": 9, "verify": 9,
+    "inference": 9, "api": 10,
+    "commands": 11,
 }  # fmt: skip
 
 

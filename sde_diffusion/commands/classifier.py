@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from sde_diffusion.build import build_classifier_trainer, choose_device, plain_config
+from sde_diffusion.checkpoints import RUNS
 from sde_diffusion.commands.asked import flags, request
-from sde_diffusion.commands.common import RUNS, shared_options, show_config, timeout_option
+from sde_diffusion.commands.common import shared_options, show_config, timeout_option
 from sde_diffusion.commands.train import KEYS, run
 from sde_diffusion.distributed import joined
 from sde_diffusion.sde import SDES

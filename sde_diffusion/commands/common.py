@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +13,8 @@ import click
 import torch
 import yaml
 
-from sde_diffusion.build import MODEL, Config, Trained, choose_device, load_trained, plain_config, read_config
+from sde_diffusion.build import MODEL, Config, Trained, choose_device, load_trained, plain_config
+from sde_diffusion.checkpoints import find_checkpoint, home, require_described, stored_config
 from sde_diffusion.commands.asked import Request, request
 from sde_diffusion.config import Raw, differences
 from sde_diffusion.data import DataSpec
@@ -23,16 +23,10 @@ from sde_diffusion.errors import InputError, require
 from sde_diffusion.fields import changes
 from sde_diffusion.files import write_atomically
 from sde_diffusion.pretrained import PRETRAINED, name_of, pretrained
-from sde_diffusion.training import Checkpoint, RunFolder, load_checkpoint, newest_run
+from sde_diffusion.training import Checkpoint, RunFolder, load_checkpoint
 from sde_diffusion.version import __version__
 
-RUNS = Path("runs")
 PATIENCE = 7 * 86400.0  # seconds that one process waits for the batch that another has in hand
-FORGETTABLE = [  # what older checkpoints may spell otherwise
-    *(("sampling", "solver"), ("training", "preview")),
-    *(("likelihood", key) for key in ("divergence", "ode", "method", "rtol", "atol")),
-]
-
 _USUAL, _LAST = "usual", "sde_diffusion.last_weights"  # a value of --ema, and where --no-ema is noted
 _PRETRAINED = "sde_diffusion.pretrained"  # where --pretrained is noted
 
@@ -177,29 +171,6 @@ class Loaded:
         }
 
 
-def find_checkpoint(given: Path | None) -> Path:
-    """The checkpoint file that `given` names: a file, a run's folder, or, if None, the newest run.
-
-    Raises:
-        InputError: There is none.
-    """
-    if given is not None and not given.is_dir():
-        return given
-    run = newest_run(RUNS) if given is None else RunFolder(given)
-    found = run.latest() if run else None
-    if found is None:
-        where = RUNS if given is None else given
-        raise InputError(f"there is no checkpoint in {where}; train one first: python cli.py train --sde vp")
-    return found
-
-
-def home(path: Path) -> Path:
-    """The folder of the run that a checkpoint belongs to: where its snapshots are and results about it go."""
-    if ours := name_of(path):
-        return RUNS / "pretrained" / ours
-    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
-
-
 @dataclass(frozen=True, eq=False)
 class Found:
     """A model's checkpoint before its network is built: enough to settle what is asked of it.
@@ -253,6 +224,7 @@ def find(given: Path | None, device: str) -> Found:
         checkpoint.meta.get("kind", MODEL) == MODEL,
         f"{path} holds a classifier, not a model; it is a guide: --set sampling.guidance.checkpoint={path}",
     )
+    require_described(checkpoint, path)
     return Found(path, checkpoint, stored_config(checkpoint, path), ranks.device(asked), ranks)
 
 
@@ -286,29 +258,6 @@ def meet(device: torch.device) -> Ranks:
 def _silent() -> Iterator[None]:
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
-
-
-def stored_config(checkpoint: Checkpoint, path: Path) -> Raw:
-    """The config of a checkpoint, with the defaults of options that are younger than it.
-
-    What does not fix the weights is not worth a refusal: where this version does not know its options any more, the
-    defaults take their place, and the user is told.
-
-    Raises:
-        InputError: It has another option that this version does not know.
-    """
-    raw = deepcopy(checkpoint.meta["config"])
-    try:
-        return plain_config(read_config(None, (), raw))
-    except InputError as error:
-        for section, key in FORGETTABLE:
-            raw.get(section, {}).pop(key, None)
-        try:
-            config = plain_config(read_config(None, (), raw))
-        except InputError as other:
-            raise InputError(f"the checkpoint {path} is of another version of this package: {other}") from None
-        click.echo(f"{path} is of another version: its solvers give way to the defaults ({error})", err=True)
-        return config
 
 
 def make_folder(path: Path) -> Path:

@@ -21,8 +21,9 @@ from sde_diffusion.build import (
     plain_config,
     read_config,
 )
+from sde_diffusion.checkpoints import stored_config
 from sde_diffusion.commands.asked import Said
-from sde_diffusion.commands.common import Command, Loaded, stored_config
+from sde_diffusion.commands.common import Command, Loaded
 from sde_diffusion.config import differences
 from sde_diffusion.data import DataSpec
 from sde_diffusion.errors import require

@@ -20,14 +20,9 @@ from sde_diffusion.build import (
     resolve_perf,
     resolve_precision_of,
 )
+from sde_diffusion.checkpoints import RUNS, stored_config
 from sde_diffusion.commands.asked import flags, request
-from sde_diffusion.commands.common import (
-    RUNS,
-    shared_options,
-    show_config,
-    stored_config,
-    timeout_option,
-)
+from sde_diffusion.commands.common import shared_options, show_config, timeout_option
 from sde_diffusion.commands.estimate import does_not_fit, print_estimate
 from sde_diffusion.config import Raw, differences
 from sde_diffusion.distributed import Ranks, joined

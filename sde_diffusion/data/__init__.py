@@ -8,7 +8,7 @@ from sde_diffusion.data.images import Images
 from sde_diffusion.data.latents import Latents
 from sde_diffusion.data.loader import sweep, training_batches
 from sde_diffusion.data.mnist import MNIST, FashionMNIST
-from sde_diffusion.data.spec import DataSpec
+from sde_diffusion.data.spec import Continuous, DataSpec, Discrete
 from sde_diffusion.data.toys import Checkerboard, EightGaussians, Rings, SwissRoll, TwoMoons
 
 DATASETS: dict[str, type[DataSource]] = {
@@ -27,13 +27,27 @@ DATASETS: dict[str, type[DataSource]] = {
 }
 
 __all__ = [
+    "CIFAR10",
     "DATASETS",
+    "MNIST",
+    "Arrays",
     "Batch",
+    "Checkerboard",
+    "Continuous",
     "DataSource",
     "DataSpec",
     "Dataset",
+    "Digits",
+    "Discrete",
+    "EightGaussians",
+    "FashionMNIST",
+    "Images",
+    "Latents",
+    "Rings",
     "Split",
+    "SwissRoll",
     "TensorDataset",
+    "TwoMoons",
     "sweep",
     "training_batches",
 ]

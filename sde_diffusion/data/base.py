@@ -81,16 +81,26 @@ class TensorDataset(Dataset):
         labels: (N,) class indices, or None for data without classes.
 
     Raises:
-        InputError: A label is not one of `spec.classes`.
+        InputError: Values of another shape, labels without classes or classes without labels, or a label that is not
+            one of `spec.classes`.
     """
 
     in_memory = True
 
     def __init__(self, spec: DataSpec, values: Tensor, labels: Tensor | None = None) -> None:
-        assert values.shape[1:] == spec.shape, f"values are {tuple(values.shape[1:])}, the spec says {spec.shape}"
-        assert (labels is None) == (not spec.classes), "labels and class names come together"
+        require(
+            values.ndim > 0 and tuple(values.shape[1:]) == spec.shape,
+            f"`values` must have the shape (N, {', '.join(map(str, spec.shape))}) of their spec, "
+            f"got {tuple(values.shape)}",
+        )
+        require(
+            (labels is None) == (not spec.classes),
+            f"`labels` must be given exactly where the spec names `classes`; it names {len(spec.classes)}",
+        )
         if labels is not None:
-            assert len(labels) == len(values), "one label per example"
+            require(
+                len(labels) == len(values), f"`labels` must be one for each of {len(values)} values, got {len(labels)}"
+            )
             spec.check_labels(labels)
         self.spec = spec
         self.values = values

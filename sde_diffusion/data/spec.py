@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import InputError, require, require_positive
 
+OWN_DATA = "arrays"  # the data set whose options fit data that a program holds in its own tensors
 MAX_LEVELS = 1 << 16  # 16-bit data; beyond it float32 has too few digits left for n + u
 
 
@@ -203,6 +204,28 @@ class DataSpec:
             return cls(**fields | sides | {"shape": tuple(fields["shape"]), "classes": tuple(fields["classes"])})
         except (KeyError, TypeError) as error:
             raise InputError(f"not the description of a data set: {error}; was the file edited?") from error
+
+
+def Continuous(
+    shape: Sequence[int],
+    *,
+    shift: float | tuple[float, ...] = 0.0,
+    scale: float | tuple[float, ...] = 1.0,
+    classes: Sequence[str] = (),
+) -> DataSpec:
+    """The units of your own continuous data: events of `shape`, seen by the model as x = (y − shift)/scale.
+
+    Args:
+        shape: Of one example, such as (2,) for points in the plane or (1, 64) for a series of one channel.
+        shift, scale: A number each, or one for each channel (the first side). The defaults leave the data as they are.
+        classes: Names of the classes, if there are any.
+    """
+    return DataSpec(OWN_DATA, tuple(shape), levels=None, classes=tuple(classes), shift=shift, scale=scale)
+
+
+def Discrete(shape: Sequence[int], levels: int = 256, *, classes: Sequence[str] = ()) -> DataSpec:
+    """The units of your own discrete data: events of `shape` with values 0 … `levels` − 1, such as 8-bit images."""
+    return DataSpec(OWN_DATA, tuple(shape), levels=levels, classes=tuple(classes))
 
 
 @lru_cache(maxsize=64)

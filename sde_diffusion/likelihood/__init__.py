@@ -11,7 +11,7 @@ from sde_diffusion.likelihood.dequantisation import (
     TruncatedNormal,
     UniformDequantisation,
 )
-from sde_diffusion.likelihood.divergence import Divergence, ExactTrace, Hutchinson
+from sde_diffusion.likelihood.divergence import DIVERGENCES, Divergence, ExactTrace, Hutchinson
 from sde_diffusion.likelihood.flow import Likelihood, log_likelihood
 from sde_diffusion.likelihood.flow_dequantisation import BinFlow, FlowDequantisation
 from sde_diffusion.likelihood.gaussian import GaussianReference
@@ -22,7 +22,6 @@ from sde_diffusion.likelihood.targets import Levels, Points, Target
 from sde_diffusion.likelihood.tolerance import Goal, Outcome, Scoring
 from sde_diffusion.likelihood.truncation import prior_gap, truncation_error
 
-DIVERGENCES: dict[str, type[Divergence]] = {"hutchinson": Hutchinson, "exact": ExactTrace}
 DEQUANTISATIONS: dict[str, type[Dequantisation]] = {
     "uniform": UniformDequantisation,
     "truncated_normal": TruncatedNormal,

@@ -337,3 +337,6 @@ class ExactTrace(Divergence):
 def _check_chunk(chunk: Chunk) -> None:
     if chunk != "auto":
         require_positive(chunk=chunk)
+
+
+DIVERGENCES: dict[str, type[Divergence]] = {"hutchinson": Hutchinson, "exact": ExactTrace}

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import require
 from sde_diffusion.graphs import eager
-from sde_diffusion.likelihood.divergence import Divergence, TraceFn, score_and_trace
-from sde_diffusion.score import ScoreFn, reverse_drift
+from sde_diffusion.likelihood.divergence import DIVERGENCES, Divergence, TraceFn, score_and_trace
+from sde_diffusion.registry import resolve
+from sde_diffusion.score import ScoreFn, process_and_data, reverse_drift
 from sde_diffusion.sde import SDE
-from sde_diffusion.solvers.adaptive import AdaptiveODE
+from sde_diffusion.solvers import ODES, AdaptiveODE
 from sde_diffusion.solvers.base import NETWORK, ReverseProcess, check_finite, traced
 from sde_diffusion.solvers.runge_kutta import Rhs, sample_rms
 from sde_diffusion.tensors import expand, select
@@ -154,11 +154,11 @@ def _unwarned() -> Iterator[None]:
 
 def log_likelihood(
     score_fn: ScoreFn,
-    sde: SDE,
-    x0: Tensor,
+    sde: SDE | Tensor | None = None,
+    x0: Tensor | None = None,
     *,
-    divergence: Divergence,
-    ode: AdaptiveODE,
+    divergence: Divergence | str = "hutchinson",
+    ode: AdaptiveODE | str = "ode",
     seed: int = 0,
     start: int = 0,
     prior_log_prob: LogProb | None = None,
@@ -170,10 +170,12 @@ def log_likelihood(
 
     Args:
         score_fn: (x, t) -> ∇ log p_t(x), differentiable in x.
-        sde: The forward process.
+        sde: The forward process. May be left out, `log_likelihood(model, x0)`, where `score_fn` is a `ScoreModel`.
         x0: Data in model coordinates, (B, *D), floating point; sets dtype and device.
-        divergence: How to get tr ∂s/∂x.
-        ode: The integrator and its tolerances.
+
+    Other args:
+        divergence: How to get tr ∂s/∂x: a row of `DIVERGENCES`, or an object such as `ExactTrace()`.
+        ode: The integrator and its tolerances: a row of `ODES`, or an object such as `PerSampleODE(rtol=1e-3)`.
         seed: Of the random directions.
         start: Index of the first sample: the directions of sample i depend on (seed, start + i) alone.
         prior_log_prob: log-density at t_max in place of `sde.prior_log_prob`, e.g. an oracle's p_T to measure the solve
@@ -185,15 +187,14 @@ def log_likelihood(
         `Likelihood`; its `nfe` is the cost.
 
     Raises:
-        InputError: `x0` is no floating-point batch, or the score cannot be differentiated.
+        InputError: `x0` is no floating-point batch, no process is known, or the score cannot be differentiated.
         SolveError: The solve fails; says when and for which sample.
 
     Reference: Song et al. 2021, arXiv:2011.13456, eqs. 39 and 40.
     """
-    require(
-        x0.is_floating_point() and x0.ndim > 1 and len(x0) > 0,
-        f"`x0` must be a floating-point batch (B, *D) with B > 0, got {x0.dtype} of shape {tuple(x0.shape)}",
-    )
+    sde, x0 = process_and_data(score_fn, sde, x0)
+    divergence = resolve(DIVERGENCES, divergence, Divergence, "divergence")  # type: ignore[type-abstract]
+    ode = resolve(ODES, ode, AdaptiveODE, "ode")  # type: ignore[type-abstract]
     process = ReverseProcess(sde, score_fn)
     rhs = _AugmentedFlow(process, divergence.bind(x0, seed=seed, start=start), tuple(x0.shape[1:]))
     dims = x0[0].numel()

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sde_diffusion.losses.time_sampling import TimeSampler
-from sde_diffusion.losses.weighting import Weighting
+from sde_diffusion.losses.time_sampling import StratifiedTime, TimeSampler
+from sde_diffusion.losses.weighting import SimpleWeighting, Weighting
 from sde_diffusion.registry import lookup
-from sde_diffusion.rng import Draws, draws_of
-from sde_diffusion.score import ScoreFn
+from sde_diffusion.rng import Draws, default_generator, draws_of
+from sde_diffusion.score import ScoreFn, process_and_data
 from sde_diffusion.sde import SDE
 from sde_diffusion.tensors import expand, flat_mean
 
@@ -47,6 +47,10 @@ class DSMLoss(NamedTuple):
     density: Tensor
     trained: Tensor
 
+    def mean(self) -> Tensor:
+        """The mean of `trained`, (): what an optimizer descends."""
+        return self.trained.mean()
+
 
 def denoising_error(score_fn: ScoreFn, sde: SDE, x0: Tensor, t: Tensor, eps: Tensor, *, distance: str = "l2") -> Tensor:
     """mean_D ρ(σ s_θ(x_t, t) + ε), the error of ε at given times and noise.
@@ -66,26 +70,41 @@ def denoising_error(score_fn: ScoreFn, sde: SDE, x0: Tensor, t: Tensor, eps: Ten
 
 def dsm_loss(
     score_fn: ScoreFn,
-    sde: SDE,
-    x0: Tensor,
+    sde: SDE | Tensor | None = None,
+    x0: Tensor | None = None,
     *,
-    weighting: Weighting,
-    time_sampler: TimeSampler,
-    generator: torch.Generator | Draws,
+    weighting: Weighting | None = None,
+    time_sampler: TimeSampler | None = None,
+    generator: torch.Generator | Draws | None = None,
     distance: str = "l2",
 ) -> DSMLoss:
     """Draw t ~ r and ε ~ N(0, I) and give each sample's share of the loss.
 
+    `dsm_loss(model, x0).mean().backward()` is a whole training step's loss. One score evaluation.
+
     Args:
-        x0: Clean data, (B, *D), on the generator's device.
-        generator: Source of t and ε: of a whole batch, or of the rows of one that `x0` are.
+        score_fn: What is trained.
+        sde: The process. May be left out, `dsm_loss(model, x0)`, where `score_fn` is a `ScoreModel`.
+        x0: Clean data in model coordinates, (B, *D), floating point.
+
+    Other args:
+        weighting: λ(t); λ = σ² (`SimpleWeighting`) by default.
+        time_sampler: r(t); one time in each of B equal strata (`StratifiedTime`) by default.
+        generator: Source of t and ε, on the device of `x0`: of a whole batch, or of the rows of one that `x0` are. By
+            default PyTorch's own generator, which `torch.manual_seed` seeds.
+        distance: ρ, a row of `DISTANCES`.
 
     Returns:
-        The loss (B,), always divided by the density r(t), with the bare errors and times. One score evaluation.
+        The loss (B,), always divided by the density r(t), with the bare errors and times.
+
+    Raises:
+        InputError: `x0` is no floating-point batch, or no process is known.
     """
-    draws = draws_of(generator, len(x0))
-    t, density = time_sampler(sde, weighting, len(x0), generator=draws)
+    process, x0 = process_and_data(score_fn, sde, x0)
+    weighting = SimpleWeighting() if weighting is None else weighting
+    draws = draws_of(default_generator(x0.device) if generator is None else generator, len(x0))
+    t, density = (time_sampler or StratifiedTime())(process, weighting, len(x0), generator=draws)
     eps = draws.normal(x0.shape[1:], x0.dtype)
-    error = denoising_error(score_fn, sde, x0, t, eps, distance=distance)
-    loss = weighting.of_eps(sde, t) / density * error
+    error = denoising_error(score_fn, process, x0, t, eps, distance=distance)
+    loss = weighting.of_eps(process, t) / density * error
     return DSMLoss(loss, error, t, density, trained=loss)

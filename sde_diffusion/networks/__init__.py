@@ -7,6 +7,7 @@ another along the first dimension of the event, (B, heads · shape[0], *shape[1:
 
 from torch import nn
 
+from sde_diffusion.networks.base import Network
 from sde_diffusion.networks.classifier import CLASSIFIERS, Encoder, VectorClassifier
 from sde_diffusion.networks.coupling import CouplingFlow
 from sde_diffusion.networks.dit import DiT
@@ -27,6 +28,7 @@ __all__ = [
     "DiT",
     "Encoder",
     "NCSNpp",
+    "Network",
     "UNet",
     "VectorClassifier",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sde_diffusion.errors import require, require_positive
+from sde_diffusion.networks.base import Network
 from sde_diffusion.networks.blocks import parts, zeroed
 from sde_diffusion.networks.embedding import Condition
 from sde_diffusion.networks.fourier import FourierFeatures
@@ -27,7 +28,7 @@ SIZES: dict[str, dict[str, int]] = {
 """Options of the published sizes, table 1; DiT-XL/2 is XL with `patch` 2."""
 
 
-class DiT(nn.Module):
+class DiT(Network):
     """F(x, c_noise, label) by a transformer over patches of x, (B, channels, height, width); zero at the start.
 
     A block is h + gate · attention(scale · norm(h) + shift), then the same with a perceptron; the scales, shifts and

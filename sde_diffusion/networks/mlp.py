@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sde_diffusion.errors import require, require_positive
+from sde_diffusion.networks.base import Network
 from sde_diffusion.networks.blocks import zeroed
 from sde_diffusion.networks.embedding import Condition
 from sde_diffusion.networks.fourier import FourierFeatures
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """F(x, c_noise, label) by residual layers h + W₂ SiLU(W₁ SiLU(h) + shift) on the flattened x; zero at the start.
 
     `shift` is the layer's share of the time embedding.

@@ -17,6 +17,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from sde_diffusion.errors import require, require_one_of, require_positive
+from sde_diffusion.networks.base import Network
 from sde_diffusion.networks.biggan import Attend, Block, conv, head
 from sde_diffusion.networks.embedding import Condition
 from sde_diffusion.networks.fourier import FourierFeatures
@@ -24,7 +25,7 @@ from sde_diffusion.networks.ncsnpp_levels import Design, DownLevel, UpLevel
 from sde_diffusion.networks.resample import glorot
 
 
-class NCSNpp(nn.Module):
+class NCSNpp(Network):
     """NCSN++, F(x, c_noise, label) for images of any size: DDPM's U-Net with BigGAN blocks, filtered resampling, sums
     divided by √2 and pyramids of the image beside it.
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sde_diffusion.errors import require, require_one_of, require_positive
 from sde_diffusion.networks.attention import Attention, LinearAttention
+from sde_diffusion.networks.base import Network
 from sde_diffusion.networks.blocks import (
     GROUP_CHANNELS,
     BlockOrder,
@@ -115,7 +116,7 @@ class StageMaker:
         return Attention(channels, self.layers, head_channels=self.head_channels, normed=kind == "full")
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """F(x, c_noise, label) for x of shape (B, channels, *sides) with one to three sides; zero at the start.
 
     Args:

@@ -1,0 +1,190 @@
+"""From a path to a trained model: find the checkpoint, read its config, build the model.
+
+A checkpoint may hold a network or a process of the user's own class, which no registry describes. Its fact `own` says
+which, and only a program that gives that object can load it.
+"""
+
+import logging
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sde_diffusion.build import MODEL, Trained, load_trained, read_config
+from sde_diffusion.config import Raw, Recipe, differences
+from sde_diffusion.data import DATASETS, DataSpec
+from sde_diffusion.data.arrays import Arrays
+from sde_diffusion.errors import InputError, require
+from sde_diffusion.fields import changes
+from sde_diffusion.model import NOISE_CONDITIONINGS, PREDICTIONS, ScoreModel
+from sde_diffusion.networks import NETWORKS, Network
+from sde_diffusion.pretrained import name_of, pretrained
+from sde_diffusion.registry import name_of as row_of
+from sde_diffusion.sde import SDE, SDES
+from sde_diffusion.sections import Config, ModelConfig, plain_config
+from sde_diffusion.training import Checkpoint, RunFolder, Trainer, load_checkpoint, newest_run
+
+logger = logging.getLogger(__name__)
+
+RUNS = Path("runs")
+PRETRAINED_PREFIX = "pretrained:"
+OPTIONS_THAT_MAY_GO = [  # sections that older versions may spell otherwise, and that do not fix the weights
+    *(("sampling", "solver"), ("training", "preview")),
+    *(("likelihood", key) for key in ("divergence", "ode", "method", "rtol", "atol")),
+]
+
+
+def find_checkpoint(given: Path | str | None) -> Path:
+    """The checkpoint file that `given` names: a file, a run's folder, `pretrained:NAME`, or, if None, the newest run.
+
+    Raises:
+        InputError: There is none.
+    """
+    if isinstance(given, str) and given.startswith(PRETRAINED_PREFIX):
+        return pretrained(given.removeprefix(PRETRAINED_PREFIX))
+    given = None if given is None else Path(given)
+    if given is not None and not given.is_dir():
+        return given
+    run = newest_run(RUNS) if given is None else RunFolder(given)
+    found = run.latest() if run else None
+    if found is None:
+        where = RUNS if given is None else given
+        raise InputError(f"there is no checkpoint in {where}; train one first: python cli.py train --sde vp")
+    return found
+
+
+def home(path: Path) -> Path:
+    """The folder of the run that a checkpoint belongs to: its snapshots are there, and results about it go there."""
+    if ours := name_of(path):
+        return RUNS / "pretrained" / ours
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
+def stored_config(checkpoint: Checkpoint, path: Path) -> Raw:
+    """The config of a checkpoint, with the defaults of options that are younger than it.
+
+    Where this version does not know options that do not fix the weights, their defaults take their place, and a line
+    of the log says so.
+
+    Raises:
+        InputError: It has no config, or another option that this version does not know.
+    """
+    require(
+        isinstance(checkpoint.meta.get("config"), dict) and "data" in checkpoint.meta,
+        f"the checkpoint {path} does not say which model it holds (`config` and `data` are missing), as one that a "
+        f"program wrote without them; write it by sde_diffusion.save or sde_diffusion.Trainer",
+    )
+    raw = deepcopy(checkpoint.meta["config"])
+    try:
+        return plain_config(read_config(None, (), raw))
+    except InputError as error:
+        for section, key in OPTIONS_THAT_MAY_GO:
+            raw.get(section, {}).pop(key, None)
+        try:
+            config = plain_config(read_config(None, (), raw))
+        except InputError as other:
+            raise InputError(f"the checkpoint {path} is of another version of this package: {other}") from None
+        logger.warning("%s is of another version: its solvers give way to the defaults (%s)", path, error)
+        return config
+
+
+def require_described(checkpoint: Checkpoint, path: Path) -> None:
+    """Refuse a checkpoint whose network or process is of the user's own class.
+
+    Raises:
+        InputError: It is; names the class and says how to load it.
+    """
+    own: dict[str, str] = checkpoint.meta.get("own", {})
+    if own:
+        what = " and ".join(f"the {kind} {name}" for kind, name in own.items())
+        given = ", ".join(f"{kind}=…" for kind in own)
+        raise InputError(
+            f"{path} holds a model with {what}, which no table of this package has; "
+            f"load it from Python by sde_diffusion.load(path, {given})"
+        )
+
+
+def facts_of(model: ScoreModel, spec: DataSpec, config: Config | None = None) -> dict[str, Any]:
+    """What a checkpoint must say of `model` so that it can be built again: `config`, `data` and `own`.
+
+    Args:
+        model: Its network and process may be of any class.
+        spec: The units of the data.
+        config: A config whose other sections hold; the defaults if None.
+    """
+    net, own, options = model.net, {}, {}
+    options["prediction"] = row_of(PREDICTIONS, model.predict)
+    options["conditioning"] = row_of(NOISE_CONDITIONINGS, model.c_noise)
+    network = ModelConfig().network
+    if isinstance(net, Network) and type(net) in NETWORKS.values():
+        network = Recipe(type(net), net.options)
+    else:
+        own["net"] = type(net).__name__
+    if type(model.sde) not in SDES.values():
+        own["sde"] = type(model.sde).__name__
+    section = ModelConfig(
+        network=network,
+        sigma_data=model.sigma_data,
+        conditional=bool(getattr(net, "classes", 0)),
+        learned_variance=model.learned_variance,
+        scale_input=model.scale_input,
+        **options,
+    )
+    if config is None:
+        config = Config(data=DATASETS.get(spec.name, Arrays)())
+    config = replace(config, model=section)
+    config = config if "sde" in own else replace(config, sde=model.sde)
+    facts: dict[str, Any] = {"config": plain_config(config), "data": spec.to_dict()}
+    return facts | ({"own": own} if own else {})
+
+
+def load(
+    path: Path | str | None,
+    *,
+    device: torch.device,
+    ema: bool | str = True,
+    net: nn.Module | None = None,
+    sde: SDE | None = None,
+) -> Trained:
+    """The trained model of a run, a checkpoint file or `pretrained:NAME`, with its own config.
+
+    Args:
+        path: See `find_checkpoint`.
+        device: Where it goes.
+        ema: Which weights: see `training.averaged`.
+        net, sde: The network and the process, where the checkpoint holds those of the user's own classes.
+
+    Raises:
+        InputError: No checkpoint, a damaged or foreign one, a classifier's, or one that needs `net` or `sde`.
+    """
+    file = find_checkpoint(path)
+    checkpoint = load_checkpoint(file)
+    require(checkpoint.meta.get("kind", MODEL) == MODEL, f"{file} holds a classifier, not a model")
+    config = read_config(None, (), stored_config(checkpoint, file))
+    run = RunFolder(home(file))
+    own: dict[str, str] = checkpoint.meta.get("own", {})
+    given = {kind for kind, value in (("net", net), ("sde", sde)) if value is not None}
+    if not own.keys() <= given:
+        require_described(checkpoint, file)
+    return load_trained(checkpoint, config, device, ema=ema, run=run, net=net, sde=sde)
+
+
+def resume(trainer: Trainer, folder: RunFolder, raw: Raw) -> None:
+    """Take up the newest checkpoint of a run, if there is one, whose config must be `raw` but for what may change.
+
+    Raises:
+        InputError: The folder holds a run of another config.
+    """
+    newest = folder.latest()
+    if newest is None:
+        return
+    checkpoint = load_checkpoint(newest, trainer.device)
+    for key, (before, after) in differences(stored_config(checkpoint, newest), raw).items():
+        require(
+            changes(read_config(None, (), raw), key) == "nothing",
+            f"the run {folder.path} was started with {key} = {before}, not {after}; choose another `out`",
+        )
+    trainer.restore(checkpoint)

@@ -1,0 +1,100 @@
+"""What a program gives: values, states and classes, checked against the units of the data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sde_diffusion.data.spec import DataSpec
+from sde_diffusion.errors import InputError, require
+
+Label = int | str | Sequence[int | str] | Tensor | None
+"""A class by index or name, or one for each example; None for no class."""
+
+
+def labels_in_turn(spec: DataSpec, label: Label) -> Tensor | None:
+    """The classes that samples take in turn, (n,); None for no class."""
+    if label is None:
+        return None
+    if isinstance(label, str) and label == "all" and "all" not in spec.classes:
+        require(len(spec.classes) > 0, f"`label` = 'all' needs classes, but {spec.name} has none")
+        return torch.arange(len(spec.classes))
+    found = class_indices(spec, label)
+    return found[None] if found.ndim == 0 else found
+
+
+def labels_of(spec: DataSpec, label: Label, count: int) -> Tensor:
+    """One class for each of `count` examples, (count,); −1 for none."""
+    found = torch.tensor(-1) if label is None else class_indices(spec, label)
+    require(
+        found.ndim == 0 or len(found) == count,
+        f"`label` must be one class, or one for each of {count} examples, got {found.numel()}",
+    )
+    return found.expand(count) if found.ndim == 0 else found
+
+
+def class_indices(spec: DataSpec, label: Label) -> Tensor:
+    """Classes by index or name as indices, () or (n,) int64."""
+    if isinstance(label, Tensor | np.ndarray):
+        return torch.as_tensor(label).long().cpu()
+    if isinstance(label, str):
+        require(
+            label in spec.classes,
+            f"`label` {label!r} is no class of {spec.name}; "
+            + (f"its classes are {', '.join(spec.classes)}" if spec.classes else "it has no classes"),
+        )
+        return torch.tensor(spec.classes.index(label))
+    if isinstance(label, Sequence):
+        return torch.stack([class_indices(spec, one) for one in label])
+    require(is_whole(label), f"`label` must be a class by index or name, got {label!r}")
+    return torch.tensor(label)
+
+
+def value_tensor(spec: DataSpec, values: Any, device: torch.device) -> Tensor:
+    """Examples in the units of the data, checked, on `device`."""
+    data = _tensor("values", values)
+    require(
+        data.ndim == len(spec.shape) + 1 and tuple(data.shape[1:]) == spec.shape and len(data) > 0,
+        f"`values` must have the shape (B, {', '.join(map(str, spec.shape))}), got {tuple(data.shape)}"
+        + ("; add the side of the batch: values[None]" if tuple(data.shape) == spec.shape else ""),
+    )
+    if data.is_floating_point():
+        wrong = int((~data.isfinite()).sum())
+        require(wrong == 0, f"`values` must be finite, got {wrong} numbers that are NaN or infinite")
+    if spec.levels is not None:
+        low, high = data.min().item(), data.max().item()
+        whole = not data.is_floating_point() or bool((data == data.round()).all())
+        require(
+            whole and low >= 0 and high < spec.levels,
+            f"`values` must be whole numbers from 0 to {spec.levels - 1}, the grey values of {spec.name}, "
+            f"got {'numbers' if whole else 'fractions'} from {low:g} to {high:g}",
+        )
+        data = data.to(spec.dtype)
+    return data.to(device)
+
+
+def state_tensor(spec: DataSpec, name: str, z: Any, device: torch.device) -> Tensor:
+    """States in model coordinates, checked, on `device` in float32."""
+    states = _tensor(name, z)
+    require(
+        tuple(states.shape[1:]) == spec.shape and len(states) > 0 and bool(states.isfinite().all()),
+        f"`{name}` must be finite numbers of the shape (B, {', '.join(map(str, spec.shape))}), "
+        f"got {tuple(states.shape)}",
+    )
+    return states.to(device, torch.float32)
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, which True is not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _tensor(name: str, values: Any) -> Tensor:
+    """A tensor of what is one, or an array of numbers."""
+    if isinstance(values, Tensor):
+        return values
+    if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
+        return torch.from_numpy(values)
+    raise InputError(f"`{name}` must be a tensor or an array of numbers, got a {type(values).__name__}")

@@ -1,0 +1,350 @@
+"""A trained model in use: samples, latents and densities in the units of the data."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sde_diffusion.build import Trained, choose_device
+from sde_diffusion.config import Raw
+from sde_diffusion.data import TensorDataset
+from sde_diffusion.data.given import (
+    Label,
+    is_whole,
+    labels_in_turn,
+    labels_of,
+    state_tensor,
+    value_tensor,
+)
+from sde_diffusion.errors import InputError, require, require_positive
+from sde_diffusion.guidance import GUIDANCES, Guidance
+from sde_diffusion.interpolation import slerp
+from sde_diffusion.likelihood import DIVERGENCES, Divergence, Examples, Interval, mean_interval
+from sde_diffusion.registry import resolve
+from sde_diffusion.sampling import as_solver, decode, encode, sample
+from sde_diffusion.score import ScoreFn
+from sde_diffusion.sde import SDE
+from sde_diffusion.sections import plain_config
+from sde_diffusion.solvers import ODES, AdaptiveODE, GridSolver, Plan, SeededNoise, Solver, for_budget, within
+
+BATCH = 64  # examples that go through the network at once, where nothing else is asked for
+
+
+class Model:
+    """A trained score model with the units of its data.
+
+    Made by `load`. Sample i depends on the seed and on i alone, whatever the batch.
+
+    Attributes:
+        trained: What it was built from: config, parts beside the network.
+        score_model: The score function (x, t) -> ∇ log p_t(x) in model coordinates; its `sde` is the process.
+        spec: Shape, units and classes of the data.
+        step: Training steps that the weights have seen.
+    """
+
+    def __init__(self, trained: Trained) -> None:
+        self.trained = trained
+        self.score_model, self.spec, self.step = trained.model, trained.spec, trained.step
+
+    def __repr__(self) -> str:
+        count = sum(weight.numel() for weight in self.score_model.parameters())
+        process = type(self.sde).__name__
+        return f"Model({self.spec.name} {self.spec.shape}, {process}, {count:,} parameters, on {self.device})"
+
+    @property
+    def sde(self) -> SDE:
+        """The process."""
+        return self.score_model.sde
+
+    @property
+    def config(self) -> Raw:
+        """The config of the run, every default written out."""
+        return plain_config(self.trained.config)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; results are there too."""
+        weights: Tensor = next(iter(self.score_model.state_dict().values()))
+        return weights.device
+
+    def to(self, device: torch.device | str) -> "Model":
+        """This model with its weights on `device`."""
+        self.score_model.to(choose_device(str(device)))
+        return self
+
+    def score(self, x: Tensor, t: Tensor | float, *, label: Label = None) -> Tensor:
+        """∇ log p_t(x) in model coordinates, (B, *shape).
+
+        Args:
+            x: States at time `t` in model coordinates, (B, *shape) floating point.
+            t: () or (B,), from `sde.t_min` to `sde.t_max`.
+            label: Class of the states, of a conditional model.
+        """
+        time = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
+        return self.score_model.bind(labels_of(self.spec, label, len(x)))(x, time)
+
+    def sample(
+        self,
+        count: int | None = None,
+        *,
+        solver: Solver | Plan | str | None = None,
+        nfe: int | None = None,
+        seed: int = 0,
+        label: Label = None,
+        guidance: float | Guidance | None = None,
+        t_end: float | None = None,
+        denoise: bool | None = None,
+        project: Callable[[Tensor], Tensor] | None = None,
+        start: int = 0,
+        batch: int = BATCH,
+        progress: bool = False,
+    ) -> Tensor:
+        """Draw samples in the units of the data, (count, *shape).
+
+        Args:
+            count: How many; by default as many as `label` has classes, or the config's number.
+            solver: A name (`"em"`, `"ode"`, …), an object (`EulerMaruyama(steps=500)`) or what `for_budget` gives. By
+                default the solver of the run's config.
+            nfe: Network calls for each sample, the final denoising included. Chooses the solver, its grid and its
+                end, or the number of steps of the `solver` that is given.
+            seed: Sample i is the same for the same seed, whatever `count` and `batch`.
+            label: Class of all samples, or a list that they take in turn: index, name, or `"all"`.
+
+        Other args:
+            guidance: Scale w of classifier-free guidance, 1 for none, or an object such as
+                `ClassifierFree(scale=2, interval=(0.2, 5))`.
+            t_end, denoise, project: As in `sde_diffusion.sample`.
+            start: Index of the first sample, to go on from earlier ones.
+            batch: Samples drawn at once: a matter of speed and memory.
+            progress: Whether to show a bar.
+
+        Raises:
+            InputError: An unknown solver or class, or options that exclude each other.
+            SolveError: The solve failed; says when and for which sample.
+        """
+        options = self.trained.config.sampling
+        labels = labels_in_turn(self.spec, label)
+        if count is None:
+            count = options.count if labels is None else len(labels)
+        for name, value in (("count", count), ("batch", batch)):
+            require(is_whole(value) and value > 0, f"`{name}` must be a whole number > 0, got {value!r}")
+        require(is_whole(seed), f"`seed` must be a whole number, got {seed!r}")
+        plan = self._plan(options.solver if solver is None and nfe is None else solver, nfe, denoise, t_end)
+        solver_used, denoised, end = plan
+        rows = []
+        with tqdm(total=count, unit="sample", disable=not progress) as bar:
+            for first, size in _spans(count, batch, start):
+                own = (
+                    torch.full((size,), -1)
+                    if labels is None
+                    else labels[torch.arange(first, first + size) % len(labels)]
+                )
+                drawn = sample(
+                    self._score_fn(own, guidance),
+                    self.sde,
+                    solver_used,
+                    (size, *self.spec.shape),
+                    noise=SeededNoise(seed, start=first, device=self.device),
+                    t_end=end,
+                    denoise=denoised,
+                    project=options.projection if project is None else project,
+                )
+                rows.append(self.spec.from_model(drawn.x))
+                bar.update(size)
+        return torch.cat(rows)
+
+    def encode(self, values: Any, *, solver: Solver | str = "ode", label: Label = None, batch: int = BATCH) -> Tensor:
+        """The latents at `sde.t_max` that the probability flow makes of data, (B, *shape) float32.
+
+        Args:
+            values: Examples in the units of the data, (B, *shape): a tensor or an array.
+            solver: A solver without noise, by name or as an object.
+            label: Class of the examples, of a conditional model.
+            batch: Examples at once.
+
+        Raises:
+            InputError: Values of another shape, kind or range, or a solver that draws noise.
+        """
+        x, used = self.spec.to_model(value_tensor(self.spec, values, self.device)), as_solver(solver)
+        labels = labels_of(self.spec, label, len(x))
+        parts = [
+            encode(self._score_fn(_rows(labels, first, size)), self.sde, used, x[first : first + size], start=first).x
+            for first, size in _spans(len(x), batch)
+        ]
+        return torch.cat(parts)
+
+    def decode(
+        self,
+        latents: Tensor,
+        *,
+        solver: Solver | str = "ode",
+        label: Label = None,
+        denoise: bool = False,
+        batch: int = BATCH,
+    ) -> Tensor:
+        """Latents (B, *shape) back to data in their own units: the inverse of `encode`.
+
+        Args:
+            latents: What `encode` gave, or numbers of your own: N(0, prior_std² I) at `sde.t_max`.
+            solver, label, batch: As in `encode`.
+            denoise: Return E[x_0 | x_t] at the last time; it is no longer the exact inverse then.
+        """
+        z = state_tensor(self.spec, "latents", latents, self.device)
+        used, labels = as_solver(solver), labels_of(self.spec, label, len(z))
+        parts = []
+        for first, size in _spans(len(z), batch):
+            score_fn = self._score_fn(_rows(labels, first, size))
+            x = decode(score_fn, self.sde, used, z[first : first + size], denoise=denoise, start=first).x
+            parts.append(self.spec.from_model(x))
+        return torch.cat(parts)
+
+    def interpolate(
+        self, values: Any, others: Any, *, frames: int = 8, solver: Solver | str = "ode", label: Label = None
+    ) -> Tensor:
+        """From each of `values` to its partner in `others` through the latents, (B, frames, *shape).
+
+        Args:
+            values, others: Examples in the units of the data, (B, *shape) each.
+            frames: Points on the way, both ends included.
+            solver, label: As in `encode`.
+        """
+        require(is_whole(frames) and frames > 1, f"`frames` must be a whole number > 1, got {frames!r}")
+        ends = [self.encode(end, solver=solver, label=label) for end in (values, others)]
+        path = slerp(ends[0], ends[1], torch.linspace(0, 1, frames, device=self.device))
+        labels = labels_of(self.spec, label, len(path)).repeat_interleave(frames)
+        found = self.decode(path.flatten(0, 1), solver=solver, label=labels)
+        return found.reshape(path.shape)
+
+    def log_prob(
+        self,
+        values: Any,
+        *,
+        label: Label = None,
+        divergence: Divergence | str = "hutchinson",
+        ode: AdaptiveODE | str | None = None,
+        seed: int = 0,
+        batch: int = BATCH,
+    ) -> Tensor:
+        """Log-density of each example in nats, in the units of the data, (B,) float64.
+
+        That of continuous data is the density of the values. That of discrete data, of n + u with one draw of the
+        dequantisation u, whose mean bounds log P(n) from below. Costs a solve of the probability flow with a
+        Jacobian-vector product beside each evaluation.
+
+        Args:
+            values: Examples in the units of the data, (B, *shape): a tensor or an array.
+            label: Class of the examples, for log p(x | y) of a conditional model.
+
+        Other args:
+            divergence: How the trace is found: `"hutchinson"` (one random direction), `"exact"`, or an object.
+            ode: The integrator and its tolerances; the run's own by default.
+            seed: Of dequantisation and random directions.
+            batch: Examples at once.
+
+        Raises:
+            InputError: Values of another shape, kind or range, or that are not finite.
+        """
+        return -self._bits(values, label, divergence, ode, seed, batch) * (self.spec.dims * math.log(2))
+
+    def bits_per_dim(
+        self,
+        values: Any,
+        *,
+        label: Label = None,
+        divergence: Divergence | str = "hutchinson",
+        ode: AdaptiveODE | str | None = None,
+        seed: int = 0,
+        batch: int = BATCH,
+    ) -> Interval:
+        """Mean of −log₂ p/D over the examples, with the half-width of its 95 % interval.
+
+        Arguments and errors are those of `log_prob`. The half-width of a single example is NaN.
+        """
+        return mean_interval(self._bits(values, label, divergence, ode, seed, batch))
+
+    def _bits(
+        self,
+        values: Any,
+        label: Label,
+        divergence: Divergence | str,
+        ode: AdaptiveODE | str | None,
+        seed: int,
+        batch: int,
+    ) -> Tensor:
+        """Bits/dim of each example, (B,) float64 on the CPU."""
+        options = self.trained.config.likelihood
+        data = value_tensor(self.spec, values, self.device)
+        labels = labels_of(self.spec, label, len(data))
+        trace = resolve(DIVERGENCES, divergence, Divergence, "divergence")  # type: ignore[type-abstract]
+        solver = options.ode if ode is None else resolve(ODES, ode, AdaptiveODE, "ode")  # type: ignore[type-abstract]
+        examples = Examples(
+            TensorDataset(replace(self.spec, classes=()), data),
+            torch.arange(len(data)),
+            self.trained.dequantisation,
+            draws=1,
+            seed=seed,
+            device=self.device,
+        )
+        parts = []
+        for first, size in _spans(len(data), batch):
+            score_fn = self.score_model.bind(_rows(labels, first, size))
+            scores = examples.score(score_fn, self.sde, first, size, divergence=trace, ode=solver)
+            parts.append(scores.bits_per_dim.mean((1, 2)))
+        return torch.cat(parts)
+
+    def _plan(
+        self, solver: Solver | Plan | str | None, nfe: int | None, denoise: bool | None, t_end: float | None
+    ) -> tuple[Solver, bool, float | None]:
+        """The solver, whether it ends with a denoising, and where it stops."""
+        usual = self.trained.config.sampling.denoise
+        if isinstance(solver, Plan):
+            require(
+                nfe is None, f"`nfe` must be left out where `solver` is a plan for {getattr(solver, 'nfe', 0)} calls"
+            )
+            plan = solver
+        elif nfe is not None:
+            require(is_whole(nfe) and nfe > 0, f"`nfe` must be a whole number > 0, got {nfe!r}")
+            if solver is None:
+                plan = for_budget(nfe, denoise=denoise)
+            else:
+                steps = as_solver(solver)
+                if not isinstance(steps, GridSolver):
+                    raise InputError(
+                        f"`nfe` cannot set the steps of {type(steps).__name__}, which chooses them by its tolerances; "
+                        f"leave `solver` or `nfe` out"
+                    )
+                plan = within(steps, nfe, denoise=denoise)
+        else:
+            end = self.trained.config.sampling.t_end if t_end is None else t_end
+            return as_solver(solver), usual if denoise is None else denoise, end
+        return plan.solver, plan.denoise, plan.t_end(self.sde) if t_end is None else t_end
+
+    def _score_fn(self, labels: Tensor, guidance: float | Guidance | None = None) -> ScoreFn:
+        """The score function for samples of the classes `labels` (B,), guided where that is asked for."""
+        trained = self.trained
+        if guidance is None:
+            return trained.score_fn(labels)
+        if isinstance(guidance, int | float) and not isinstance(guidance, bool):
+            guidance = replace(trained.config.sampling.guidance, scale=float(guidance))
+        guidance = resolve(GUIDANCES, guidance, Guidance, "guidance")  # type: ignore[type-abstract]
+        options = replace(trained.config, sampling=replace(trained.config.sampling, guidance=guidance))
+        require(
+            not guidance.active(conditional=trained.conditional) or trained.conditional or bool(guidance.guide),
+            "`guidance` needs a model that knows classes, and this one has none; train with model.conditional=true",
+        )
+        return replace(trained, config=options).score_fn(labels)
+
+
+def _spans(count: int, batch: int, start: int = 0) -> Iterator[tuple[int, int]]:
+    """First index and size of batches that cover `count` examples from `start` on."""
+    require_positive(batch=batch)
+    for first in range(start, start + count, batch):
+        yield first, min(batch, start + count - first)
+
+
+def _rows(labels: Tensor, first: int, size: int) -> Tensor:
+    return labels[first : first + size]

@@ -1,0 +1,219 @@
+"""The front door: what a program does in three lines, and what it is told when it does something else."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sde_diffusion as sd
+from sde_diffusion.errors import InputError
+from tests.commands.running import invoke
+
+PRETRAINED = "pretrained:fashion_mnist_vp"
+FAST = sd.PerSampleODE(rtol=1e-2, atol=1e-2)
+
+
+class Own(nn.Module):
+    """A network of the user's own class that takes no label."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 16), nn.SiLU(), nn.Linear(16, 2))
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        out: Tensor = self.layers(torch.cat([x, c_noise[:, None]], 1))
+        return out
+
+
+class OwnSDE(sd.VPSDE):
+    """A process of the user's own class."""
+
+
+@pytest.fixture(scope="module")
+def points() -> Tensor:
+    return torch.randn(256, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.1])
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory, points: Tensor) -> Path:
+    torch.manual_seed(0)
+    score = sd.ScoreModel(sd.MLP((2,), width=32, depth=2), sd.VPSDE())
+    optimizer = torch.optim.Adam(score.parameters(), lr=1e-3)
+    for x in points.split(64):
+        optimizer.zero_grad()
+        sd.dsm_loss(score, x).mean().backward()
+        optimizer.step()
+    return sd.save(tmp_path_factory.mktemp("own") / "mine", score, units=sd.Continuous((2,)))
+
+
+@pytest.fixture(scope="module")
+def model(file: Path) -> sd.Model:
+    return sd.load(file)
+
+
+def test_a_pretrained_model_gives_images_in_their_units() -> None:
+    model = sd.load(PRETRAINED)
+    images = model.sample(2, nfe=4, seed=0)
+    assert images.shape == (2, 1, 28, 28)
+    assert images.dtype == torch.uint8
+    assert "1,623,169" in repr(model)
+
+
+def test_sample_i_is_the_same_in_any_batch_and_any_run(model: sd.Model) -> None:
+    all_at_once = model.sample(6, nfe=6, seed=3)
+    torch.testing.assert_close(model.sample(6, nfe=6, seed=3, batch=4), all_at_once)
+    torch.testing.assert_close(model.sample(2, nfe=6, seed=3, start=4), all_at_once[4:])
+    assert not torch.equal(model.sample(6, nfe=6, seed=4), all_at_once)
+
+
+@pytest.mark.parametrize("solver", ["em", sd.DDIM(steps=5), sd.for_budget(5), sd.PerSampleODE(rtol=1e-2, atol=1e-2)])
+def test_a_solver_is_a_name_an_object_or_a_plan(model: sd.Model, solver: Any) -> None:
+    if solver == "em":
+        solver = sd.EulerMaruyama(steps=5)
+        torch.testing.assert_close(model.sample(2, solver="em", nfe=6), model.sample(2, solver=solver))
+    assert model.sample(2, solver=solver).isfinite().all()
+
+
+def test_decode_undoes_encode(model: sd.Model, points: Tensor) -> None:
+    ode = sd.PerSampleODE(rtol=1e-6, atol=1e-6)
+    z = model.encode(points[:5], solver=ode)
+    torch.testing.assert_close(model.decode(z, solver=ode), points[:5], atol=1e-4, rtol=1e-3)
+
+
+def test_interpolation_begins_and_ends_at_its_examples(model: sd.Model, points: Tensor) -> None:
+    path = model.interpolate(points[:2], points[2:4], frames=3)
+    assert path.shape == (2, 3, 2)
+    torch.testing.assert_close(path[:, 0], points[:2], atol=5e-3, rtol=1e-2)
+    torch.testing.assert_close(path[:, -1], points[2:4], atol=5e-3, rtol=1e-2)
+
+
+def test_log_prob_is_in_nats_and_in_the_units_of_the_data(file: Path, points: Tensor) -> None:
+    plain = sd.load(file)
+    scaled = sd.save(file.with_name("scaled"), plain.score_model, units=sd.Continuous((2,), shift=5.0, scale=4.0))
+    options = {"divergence": "exact", "ode": sd.PerSampleODE(rtol=1e-5, atol=1e-5)}
+    base = plain.log_prob(points[:4], **options)
+    other = sd.load(scaled).log_prob(4 * points[:4] + 5, **options)
+    torch.testing.assert_close(other, base - 2 * math.log(4), atol=1e-3, rtol=0)
+    bits = plain.bits_per_dim(points[:4], **options)
+    assert bits.mean == pytest.approx(float(-base.mean() / (2 * math.log(2))), rel=1e-9)
+    assert "±" in str(bits)
+
+
+def test_values_may_be_an_array(model: sd.Model, points: Tensor) -> None:
+    torch.testing.assert_close(model.encode(points[:2].numpy(), solver=FAST), model.encode(points[:2], solver=FAST))
+
+
+def test_what_is_saved_loads_with_the_same_scores(file: Path, points: Tensor) -> None:
+    model = sd.load(str(file))
+    again = sd.load(sd.save(file.with_name("again.safetensors"), model))
+    t = torch.full((3,), 0.5)
+    torch.testing.assert_close(again.score(points[:3], t), model.score(points[:3], 0.5), atol=0, rtol=0)
+    assert again.config["model"]["network"]["width"] == 32
+
+
+def test_commands_read_what_the_library_saved(file: Path) -> None:
+    out = file.parent / "drawn"
+    result = invoke("sample", str(file), "--count", "3", "--nfe", "4", "--out", str(out))
+    assert result.code == 0, result.err
+    assert np.load(out / "samples.npz")["samples"].shape == (3, 2)
+
+
+def test_a_network_and_a_process_of_ones_own_are_noted_by_name(tmp_path: Path, points: Tensor) -> None:
+    net = Own()
+    score = sd.ScoreModel(net, OwnSDE())
+    file = sd.save(tmp_path / "own", score, units=sd.Continuous((2,)))
+    with pytest.raises(InputError, match=r"the net Own and the sde OwnSDE.*load\(path, net=…, sde=…\)"):
+        sd.load(file)
+    loaded = sd.load(file, net=Own(), sde=OwnSDE())
+    torch.testing.assert_close(loaded.score(points[:2], 0.5), score(points[:2], torch.full((2,), 0.5)))
+    refused = invoke("sample", str(file))
+    assert refused.code == 2
+    assert "the net Own" in refused.err
+
+
+def test_a_trainer_on_own_tensors_makes_a_run_that_commands_read(tmp_path: Path, points: Tensor) -> None:
+    data = sd.TensorDataset(sd.Continuous((2,)), points)
+    score = sd.ScoreModel(sd.MLP((2,), width=16, depth=1), sd.VPSDE())
+    options = sd.TrainingConfig(steps=4, batch=32, sample_every=0, precision="float32")
+    trainer = sd.Trainer(score, data, folder=tmp_path / "run", config=options)
+    trainer.run()
+    assert sd.load(tmp_path / "run").step == 4
+    result = invoke("sample", str(tmp_path / "run"), "--count", "2", "--nfe", "3")
+    assert result.code == 0, result.err
+
+
+def test_train_goes_on_where_a_run_stands(tmp_path: Path) -> None:
+    config: dict[str, Any] = {
+        "model": {"network": {"channels": 8, "multipliers": [1]}},
+        "training": {"steps": 2, "batch": 8, "sample_every": 0, "validate_every": 0, "precision": "float32"},
+    }
+    assert sd.train(config, out=tmp_path / "run").step == 2
+    config["training"]["steps"] = 3
+    model = sd.train(config, out=tmp_path / "run")
+    assert (model.step, model.spec.name) == (3, "digits")
+    config["training"]["batch"] = 16
+    with pytest.raises(InputError, match=r"training.batch = 8, not 16"):
+        sd.train(config, out=tmp_path / "run")
+
+
+def test_library_functions_have_defaults(points: Tensor) -> None:
+    score = sd.ScoreModel(sd.MLP((2,), width=16, depth=1), sd.VPSDE())
+    assert sd.sample(score, shape=(3, 2)).x.shape == (3, 2)
+    assert torch.equal(sd.sample(score, shape=(3, 2), noise=1).x, sd.sample(score, None, "ode", (3, 2), noise=1).x)
+    assert sd.log_likelihood(score, points[:2]).log_prob.shape == (2,)
+    torch.manual_seed(0)
+    first = sd.dsm_loss(score, points).mean()
+    torch.manual_seed(0)
+    assert torch.equal(sd.dsm_loss(score, score.sde, points).mean(), first)
+
+
+def wrong_uses() -> list[tuple[str, Callable[[sd.Model], object], str]]:
+    x = torch.zeros(2, 2)
+    return [
+        ("a solver's class", lambda m: m.sample(1, solver=sd.DDIM), r"`solver`.*write DDIM\(\)"),
+        ("a solver's typo", lambda m: m.sample(1, solver="dimm"), r"unknown solver 'dimm'; did you mean 'ddim'"),
+        ("noise that is no seed", lambda m: sd.sample(m.score_model, shape=(1, 2), noise="0"), r"`noise` must be"),
+        ("no shape", lambda m: sd.sample(m.score_model), r"`shape` must be"),
+        ("no process", lambda m: sd.sample(lambda x, t: -x, shape=(1, 2)), r"`sde` must be a process"),
+        ("a process's class", lambda m: sd.sample(m.score_model, sd.VPSDE, shape=(1, 2)), r"`sde`.*add \(\)"),
+        ("a count of none", lambda m: m.sample(0), r"`count` must be a whole number > 0, got 0"),
+        ("half a seed", lambda m: m.sample(1, seed=0.5), r"`seed` must be a whole number"),
+        ("a budget for an adaptive solver", lambda m: m.sample(1, solver="ode", nfe=5), r"`nfe` cannot set the steps"),
+        ("a label without classes", lambda m: m.sample(1, label=3), r"`label`"),
+        ("a class name without classes", lambda m: m.sample(1, label="shoe"), r"it has no classes"),
+        ("a solver for an ODE", lambda m: m.log_prob(x, ode=sd.DDIM()), r"`ode` must be one of"),
+        ("an unknown trace", lambda m: m.log_prob(x, divergence="hutch"), r"unknown divergence 'hutch'"),
+        ("NaN", lambda m: m.log_prob(x / 0), r"`values` must be finite, got 4"),
+        ("another shape", lambda m: m.log_prob(torch.zeros(2, 3)), r"shape \(B, 2\), got \(2, 3\)"),
+        ("no batch", lambda m: m.log_prob(torch.zeros(2)), r"values\[None\]"),
+        ("a list", lambda m: m.log_prob([[0.0, 0.0]]), r"`values` must be a tensor or an array"),
+        ("an array for a loss", lambda m: sd.dsm_loss(m.score_model, np.zeros((2, 2))), r"torch.as_tensor"),
+        ("whole numbers for a loss", lambda m: sd.dsm_loss(m.score_model, x.long()), r"floating-point batch"),
+        ("a stochastic encoder", lambda m: m.encode(x, solver="em"), r"must be deterministic"),
+        ("no units", lambda m: sd.save("nowhere", m.score_model), r"`units` must say"),
+        ("other units", lambda m: sd.save("n", m.score_model, units=sd.Continuous((3,))), r"shape \(2,\) of the net"),
+        ("an unwritable place", lambda m: sd.save("/proc/none/x", m), r"/proc/none"),
+        ("a missing file", lambda m: sd.load("missing.safetensors"), r"there is no checkpoint at missing"),
+        ("an unknown pretrained model", lambda m: sd.load("pretrained:none"), r"unknown pretrained model"),
+        ("a foreign file", lambda m: sd.load(__file__), r"cannot read .* as a checkpoint"),
+        ("values of another spec", lambda m: sd.TensorDataset(sd.Continuous((3,)), x), r"`values` must have the shape"),
+        ("a tensor for a data set", lambda m: sd.Trainer(m.score_model, x, folder="n"), r"`train` must be a Dataset"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("use", "message"), [pytest.param(u, m, id=name) for name, u, m in wrong_uses()])
+def test_wrong_use_says_what_is_wrong(model: sd.Model, use: Callable[[sd.Model], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        use(model)
+
+
+def test_double_data_and_single_weights_are_reconciled_or_explained(model: sd.Model, points: Tensor) -> None:
+    found = model.log_prob(points[:2].double(), ode=FAST)
+    torch.testing.assert_close(found, model.log_prob(points[:2], ode=FAST), atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match=r"float64.*float32"):
+        sd.dsm_loss(model.score_model, points.double())
