@@ -220,8 +220,8 @@ FAULTS = [
     Fault(
         "c-in",
         "model.py",
-        "network(at.c_in * x, at.c_noise, label)",
-        "network(x, at.c_noise, label)",
+        "given = (at.c_in * x, at.c_noise, label) if",
+        "given = (x, at.c_noise, label) if",
         "the network's input is not scaled",
         *SCORE,
     ),

@@ -100,11 +100,11 @@ def dsm_loss(
     Raises:
         InputError: `x0` is no floating-point batch, or no process is known.
     """
-    process, x0 = process_and_data(score_fn, sde, x0)
+    sde, x0 = process_and_data(score_fn, sde, x0)
     weighting = SimpleWeighting() if weighting is None else weighting
     draws = draws_of(default_generator(x0.device) if generator is None else generator, len(x0))
-    t, density = (time_sampler or StratifiedTime())(process, weighting, len(x0), generator=draws)
+    t, density = (time_sampler or StratifiedTime())(sde, weighting, len(x0), generator=draws)
     eps = draws.normal(x0.shape[1:], x0.dtype)
-    error = denoising_error(score_fn, process, x0, t, eps, distance=distance)
-    loss = weighting.of_eps(process, t) / density * error
+    error = denoising_error(score_fn, sde, x0, t, eps, distance=distance)
+    loss = weighting.of_eps(sde, t) / density * error
     return DSMLoss(loss, error, t, density, trained=loss)
