@@ -164,7 +164,7 @@ def rows_of(registry: Registry) -> str:
 
 def commands(group: click.Group) -> Iterator[str]:
     """Every command: usage, help and options."""
-    context = click.Context(group, info_name="sde-diffusion")
+    context = click.Context(group, info_name="sde-diffusion", **group.context_settings)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None
