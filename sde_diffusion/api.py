@@ -20,10 +20,10 @@ from sde_diffusion.checkpoints import RUNS, facts_of
 from sde_diffusion.config import Raw, merge, parse
 from sde_diffusion.data import DATASETS, Dataset, DataSpec
 from sde_diffusion.data.arrays import Arrays
-from sde_diffusion.errors import InputError, require
+from sde_diffusion.errors import InputError, require, require_kind, shown_type
+from sde_diffusion.files import as_path
 from sde_diffusion.inference import Model
 from sde_diffusion.model import ScoreModel
-from sde_diffusion.score import shown_type
 from sde_diffusion.sde import SDE
 from sde_diffusion.sections import REGISTRIES, Config, plain_config, read_config
 from sde_diffusion.training import Checkpoint, LossConfig, RunFolder, TrainingConfig, save_checkpoint
@@ -92,7 +92,7 @@ def save(
     if config is not None:
         base = parse(Config, merge(plain_config(base) if base else {}, config), REGISTRIES)
     tensors = {f"{MAIN}.{name}": value.float() for name, value in score_model.state_dict().items()}
-    file = Path(path)
+    file = as_path("path", path)
     file = file if file.suffix == ".safetensors" else file.with_name(f"{file.name}.safetensors")
     save_checkpoint(file, Checkpoint(tensors, facts_of(score_model, units, base) | {"step": step}))
     return file
@@ -133,13 +133,16 @@ class Trainer(TrainerOfParts):
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
-        for name, value, kind in (("model", model, ScoreModel), ("train", train, Dataset)):
-            require(isinstance(value, kind), f"`{name}` must be a {kind.__name__}, got {shown_type(value)}")
+        config, loss = config or TrainingConfig(), loss or LossConfig()
+        require_kind("model", model, ScoreModel, "ScoreModel(MLP((2,)), VPSDE())")
+        require_kind("train", train, Dataset, "TensorDataset(Continuous((2,)), points)")
+        require_kind("config", config, TrainingConfig, "TrainingConfig(steps=500)")
+        require_kind("loss", loss, LossConfig, "LossConfig(weighting=SimpleWeighting())")
         shape = tuple(getattr(model.net, "shape", train.spec.shape))
         require(shape == train.spec.shape, f"`train` must hold examples of the shape {shape}, got {train.spec.shape}")
         where = next(model.parameters()).device if device is None else choose_device(str(device))
         source = DATASETS.get(train.spec.name, Arrays)()
-        options = Config(seed=seed, data=source, training=config or TrainingConfig(), loss=loss or LossConfig())
+        options = Config(seed=seed, data=source, training=config, loss=loss)
         options = resolve_precision_of(options, where)
         facts = facts_of(model, train.spec, options)
         super().__init__(
@@ -148,7 +151,7 @@ class Trainer(TrainerOfParts):
             train if validation is None else validation,
             config=options.training,
             loss=options.loss,
-            folder=folder if isinstance(folder, RunFolder) else RunFolder(Path(folder)),
+            folder=folder if isinstance(folder, RunFolder) else RunFolder(folder),
             seed=seed,
             device=where,
             meta=facts | {"examples": len(train)},
@@ -173,11 +176,11 @@ def train(
     if config is None or isinstance(config, Mapping):
         sections = parse(Config, dict(config or {}), REGISTRIES)
     else:
-        sections = read_config(Path(config))
+        sections = read_config(as_path("config", config))
     where = choose_device(device)
     sections = resolve_precision_of(sections, where)
     raw = plain_config(sections)
-    folder = RunFolder(Path(out) if out else RUNS / f"{raw['data']['name']}_{raw['sde']['name']}")
+    folder = RunFolder(out or RUNS / f"{raw['data']['name']}_{raw['sde']['name']}")
     with folder.locked():
         trainer = build_trainer(sections, folder, where)
         checkpoints.resume(trainer, folder, raw)

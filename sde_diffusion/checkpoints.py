@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from sde_diffusion.arguments import as_process
 from sde_diffusion.build import MODEL, Trained, load_trained, read_config
 from sde_diffusion.config import Raw, Recipe, differences
 from sde_diffusion.data import DATASETS, DataSpec
 from sde_diffusion.data.arrays import Arrays
-from sde_diffusion.errors import InputError, require
+from sde_diffusion.errors import InputError, require, require_kind
 from sde_diffusion.fields import changes
+from sde_diffusion.files import as_path
 from sde_diffusion.model import NOISE_CONDITIONINGS, PREDICTIONS, ScoreModel
 from sde_diffusion.networks import NETWORKS, Network
-from sde_diffusion.pretrained import name_of, pretrained
+from sde_diffusion.pretrained import PRETRAINED, name_of, pretrained
 from sde_diffusion.registry import name_of as row_of
 from sde_diffusion.sde import SDE, SDES
 from sde_diffusion.sections import Config, ModelConfig, plain_config
@@ -45,8 +47,13 @@ def find_checkpoint(given: Path | str | None) -> Path:
     """
     if isinstance(given, str) and given.startswith(PRETRAINED_PREFIX):
         return pretrained(given.removeprefix(PRETRAINED_PREFIX))
-    given = None if given is None else Path(given)
+    given = None if given is None else as_path("path", given)
     if given is not None and not given.is_dir():
+        require(
+            given.exists() or str(given) not in PRETRAINED,
+            f"there is no checkpoint at {given}; the model of this name that comes with the package is "
+            f"{PRETRAINED_PREFIX}{given}",
+        )
         return given
     run = newest_run(RUNS) if given is None else RunFolder(given)
     found = run.latest() if run else None
@@ -116,6 +123,11 @@ def facts_of(model: ScoreModel, spec: DataSpec, config: Config | None = None) ->
         config: A config whose other sections hold; the defaults if None.
     """
     net, own, options = model.net, {}, {}
+    classes = int(getattr(net, "classes", 0))
+    require(
+        classes in (0, len(spec.classes)),
+        f"`units` must name the {classes} classes that the network knows, got {len(spec.classes)}; give classes=(…)",
+    )
     options["prediction"] = row_of(PREDICTIONS, model.predict)
     options["conditioning"] = row_of(NOISE_CONDITIONINGS, model.c_noise)
     network = ModelConfig().network
@@ -128,7 +140,7 @@ def facts_of(model: ScoreModel, spec: DataSpec, config: Config | None = None) ->
     section = ModelConfig(
         network=network,
         sigma_data=model.sigma_data,
-        conditional=bool(getattr(net, "classes", 0)),
+        conditional=classes > 0,
         learned_variance=model.learned_variance,
         scale_input=model.scale_input,
         **options,
@@ -160,6 +172,9 @@ def load(
     Raises:
         InputError: No checkpoint, a damaged or foreign one, a classifier's, or one that needs `net` or `sde`.
     """
+    if net is not None:
+        require_kind("net", net, nn.Module, "MLP((2,))")
+    sde = None if sde is None else as_process(sde)
     file = find_checkpoint(path)
     checkpoint = load_checkpoint(file)
     require(checkpoint.meta.get("kind", MODEL) == MODEL, f"{file} holds a classifier, not a model")

@@ -6,6 +6,7 @@ input cannot work, with 1 where a run failed.
 
 import math
 from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
 
 
 class InputError(ValueError):
@@ -83,10 +84,34 @@ def require(condition: bool, message: str) -> None:
 def require_positive(**values: float) -> None:
     """Raise `InputError` unless every keyword's value is a finite number above zero."""
     for name, value in values.items():
-        require(math.isfinite(value) and value > 0, f"`{name}` must be > 0, got {value}")
+        require(is_number(value) and math.isfinite(value) and value > 0, f"`{name}` must be > 0, got {value!r}")
 
 
 def require_one_of(name: str, value: str, known: Iterable[str]) -> None:
     """Raise `InputError` unless `value` is one of `known`."""
     known = list(known)
     require(value in known, f"`{name}` must be one of {', '.join(known)}, got {value!r}")
+
+
+def require_kind(name: str, value: object, kind: type, example: str) -> None:
+    """Raise `InputError` unless `value` is an object of the class `kind`; `example` shows the reader one."""
+    if not isinstance(value, kind):
+        raise InputError(f"`{name}` must be a {kind.__name__} such as {example}, got {shown_type(value)}")
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a real number, which True is not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, which True is not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def shown_type(value: object) -> str:
+    """What a value is, for a message: a class by its name, any other value by that of its class."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}; add ()"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"

@@ -4,7 +4,18 @@ import contextlib
 import os
 from pathlib import Path
 
-from sde_diffusion.errors import InputError
+from sde_diffusion.errors import InputError, shown_type
+
+
+def as_path(name: str, value: str | os.PathLike[str]) -> Path:
+    """`value` as a path.
+
+    Raises:
+        InputError: It is neither text nor a path; `name` is what the message calls it.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise InputError(f"`{name}` must be a path, as text or pathlib.Path, got {shown_type(value)}")
+    return Path(value)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -14,13 +14,12 @@ from sde_diffusion.config import Raw
 from sde_diffusion.data import TensorDataset
 from sde_diffusion.data.given import (
     Label,
-    is_whole,
     labels_in_turn,
     labels_of,
     state_tensor,
     value_tensor,
 )
-from sde_diffusion.errors import InputError, require, require_positive
+from sde_diffusion.errors import InputError, is_number, is_whole, require
 from sde_diffusion.guidance import GUIDANCES, Guidance
 from sde_diffusion.interpolation import slerp
 from sde_diffusion.likelihood import DIVERGENCES, Divergence, Examples, Interval, mean_interval
@@ -77,15 +76,27 @@ class Model:
         return self
 
     def score(self, x: Tensor, t: Tensor | float, *, label: Label = None) -> Tensor:
-        """∇ log p_t(x) in model coordinates, (B, *shape).
+        """∇ log p_t(x) in model coordinates, (B, *shape) float32. Costs one call of the network.
 
         Args:
-            x: States at time `t` in model coordinates, (B, *shape) floating point.
-            t: () or (B,), from `sde.t_min` to `sde.t_max`.
+            x: States at time `t` in model coordinates, (B, *shape).
+            t: A number, () or (B,), from `sde.t_min` to `sde.t_max`.
             label: Class of the states, of a conditional model.
+
+        Raises:
+            InputError: States of another shape or not finite, a time outside (0, t_max], or an unknown class.
         """
-        time = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
-        return self.score_model.bind(labels_of(self.spec, label, len(x)))(x, time)
+        states = state_tensor(self.spec, "x", x, self.device)
+        require(
+            is_number(t) or (isinstance(t, Tensor) and t.shape in ((), (len(states),))),
+            f"`t` must be a time or one for each of {len(states)} states, got {t!r}",
+        )
+        times = torch.as_tensor(t, dtype=torch.float32, device=self.device).expand(len(states))
+        require(
+            bool(((times > 0) & (times <= self.sde.t_max)).all()),
+            f"`t` must be in (0, {self.sde.t_max:g}], got values from {times.min():.4g} to {times.max():.4g}",
+        )
+        return self.score_model.bind(labels_of(self.spec, label, len(states)))(states, times)
 
     def sample(
         self,
@@ -130,8 +141,8 @@ class Model:
         labels = labels_in_turn(self.spec, label)
         if count is None:
             count = options.count if labels is None else len(labels)
-        for name, value in (("count", count), ("batch", batch)):
-            require(is_whole(value) and value > 0, f"`{name}` must be a whole number > 0, got {value!r}")
+        _require_whole(count=count, batch=batch)
+        require(is_whole(start) and start >= 0, f"`start` must be a whole number ≥ 0, got {start!r}")
         require(is_whole(seed), f"`seed` must be a whole number, got {seed!r}")
         plan = self._plan(options.solver if solver is None and nfe is None else solver, nfe, denoise, t_end)
         solver_used, denoised, end = plan
@@ -213,6 +224,10 @@ class Model:
             solver, label: As in `encode`.
         """
         require(is_whole(frames) and frames > 1, f"`frames` must be a whole number > 1, got {frames!r}")
+        require(
+            len(values) == len(others),
+            f"`others` must hold a partner for each of {len(values)} `values`, got {len(others)}",
+        )
         ends = [self.encode(end, solver=solver, label=label) for end in (values, others)]
         path = slerp(ends[0], ends[1], torch.linspace(0, 1, frames, device=self.device))
         labels = labels_of(self.spec, label, len(path)).repeat_interleave(frames)
@@ -276,6 +291,7 @@ class Model:
         batch: int,
     ) -> Tensor:
         """Bits/dim of each example, (B,) float64 on the CPU."""
+        require(is_whole(seed), f"`seed` must be a whole number, got {seed!r}")
         options = self.trained.config.likelihood
         data = value_tensor(self.spec, values, self.device)
         labels = labels_of(self.spec, label, len(data))
@@ -307,7 +323,7 @@ class Model:
             )
             plan = solver
         elif nfe is not None:
-            require(is_whole(nfe) and nfe > 0, f"`nfe` must be a whole number > 0, got {nfe!r}")
+            _require_whole(nfe=nfe)
             if solver is None:
                 plan = for_budget(nfe, denoise=denoise)
             else:
@@ -339,9 +355,14 @@ class Model:
         return replace(trained, config=options).score_fn(labels)
 
 
+def _require_whole(**values: int) -> None:
+    for name, value in values.items():
+        require(is_whole(value) and value > 0, f"`{name}` must be a whole number > 0, got {value!r}")
+
+
 def _spans(count: int, batch: int, start: int = 0) -> Iterator[tuple[int, int]]:
     """First index and size of batches that cover `count` examples from `start` on."""
-    require_positive(batch=batch)
+    _require_whole(batch=batch)
     for first in range(start, start + count, batch):
         yield first, min(batch, start + count - first)
 

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.errors import InputError, require, require_positive
+from sde_diffusion.arguments import as_process
+from sde_diffusion.errors import InputError, require, require_kind, require_positive
 from sde_diffusion.graphs import Graphed
 from sde_diffusion.registry import lookup
 from sde_diffusion.score import ScoreFn, on_device
@@ -117,7 +118,8 @@ class ScoreModel(nn.Module):
         scale_input: Whether F sees c_in x; else it sees x itself, as published networks for VP processes do.
 
     Raises:
-        InputError: Unknown name, `sigma_data` ≤ 0, or a conditioning that does not suit the process.
+        InputError: No network, no process, an unknown name, `sigma_data` ≤ 0, or a conditioning that does not suit the
+            process.
     """
 
     def __init__(
@@ -133,7 +135,8 @@ class ScoreModel(nn.Module):
     ) -> None:
         super().__init__()
         require_positive(sigma_data=sigma_data)
-        self.net, self.sde, self.sigma_data = net, sde, sigma_data
+        require_kind("net", net, nn.Module, "MLP((2,))")
+        self.net, self.sde, self.sigma_data = net, as_process(sde), sigma_data
         self.learned_variance, self.scale_input = learned_variance, scale_input
         self.predict = lookup(PREDICTIONS, prediction, "prediction")
         self.c_noise = lookup(NOISE_CONDITIONINGS, conditioning, "noise conditioning")

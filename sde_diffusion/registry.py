@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from sde_diffusion.errors import InputError
+from sde_diffusion.errors import InputError, shown_type
 
 T = TypeVar("T")
 
@@ -32,11 +32,9 @@ def resolve(table: Mapping[str, Callable[[], T]], value: object, base: type[T], 
         return lookup(table, value, name)()
     if isinstance(value, base):
         return value
-    if isinstance(value, type):
-        found = f"the class {value.__name__}; write {value.__name__}()"
-    else:
-        found = f"a {type(value).__name__}"
-    raise InputError(f"`{name}` must be one of {', '.join(table)}, or an object of such a class, got {found}")
+    raise InputError(
+        f"`{name}` must be one of {', '.join(table)}, or an object of such a class, got {shown_type(value)}"
+    )
 
 
 def name_of(table: Mapping[str, Any], value: object) -> str:

@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from sde_diffusion.errors import InputError, shown_type
+
 BLOCK = 64  # sample indices per block; a batch aligned to it draws nothing in vain
 _MASK = (1 << 64) - 1
 
@@ -78,6 +80,8 @@ def draws_of(source: torch.Generator | Draws, count: int) -> Draws:
     """The numbers for a batch of which `count` rows are at hand; of a generator they are all."""
     if isinstance(source, torch.Generator):
         return WholeBatch(source, count)
+    if not isinstance(source, Draws):
+        raise InputError(f"`generator` must be a torch.Generator such as generator(0), got {shown_type(source)}")
     assert source.count == count, f"draws for {source.count} rows, where there are {count}"
     return source
 

@@ -6,9 +6,10 @@ from dataclasses import MISSING, dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import InputError, SolveError, require
+from sde_diffusion.arguments import batch_for, process_of
+from sde_diffusion.errors import InputError, SolveError, is_number, is_whole, require, shown_type
 from sde_diffusion.registry import resolve
-from sde_diffusion.score import ScoreFn, as_batch, process_of, shown_type
+from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers import SOLVERS, Plan
 from sde_diffusion.solvers.base import NETWORK, Observer, ReverseProcess, Solver, X0Map, as_time, not_finite, traced
@@ -37,7 +38,7 @@ def sample(
     solver: Solver | Plan | str = "ode",
     shape: tuple[int, ...] | None = None,
     *,
-    noise: NoiseSource | int = 0,
+    noise: NoiseSource | int | None = None,
     t_end: float | None = None,
     x_init: Tensor | None = None,
     denoise: bool = True,
@@ -54,7 +55,8 @@ def sample(
         shape: (B, *D); not needed beside `x_init`.
 
     Other args:
-        noise: Gives the prior draw and the noise of stochastic solvers; a number is the seed of `SeededNoise`.
+        noise: Gives the prior draw and the noise of stochastic solvers; a number is the seed of `SeededNoise`, None
+            the seed 0.
         t_end: Where to stop; `sde.t_min` if None.
         x_init: State at `sde.t_max`, (B, *D); drawn from N(0, prior_std² I) if None.
         denoise: Return E[x_0 | x_{t_end}] in place of x_{t_end}, for one more score evaluation.
@@ -70,16 +72,10 @@ def sample(
     if isinstance(plan := solver, Plan):
         solver, denoise, t_end = plan.solver, plan.denoise, plan.t_end(sde) if t_end is None else t_end
     solver = as_solver(solver)
-    shape = tuple(x_init.shape) if shape is None and x_init is not None else shape
-    if not isinstance(shape, Sequence) or len(shape) < 2 or min(shape) < 1:
-        raise InputError(f"`shape` must be the batch and the sides of a sample, such as (16, 1, 8, 8), got {shape!r}")
-    noise = _noise(score_fn, noise)
-    t_end = _checked_end(sde, t_end)
-    require(
-        x_init is None or tuple(x_init.shape) == tuple(shape),
-        f"`x_init` must have the shape {tuple(shape)}, got {None if x_init is None else tuple(x_init.shape)}",
-    )
-    x = sde.prior_std * noise.prior(tuple(shape)) if x_init is None else x_init
+    noise, t_end = _noise(score_fn, noise), _checked_end(sde, t_end)
+    if project is not None and (isinstance(project, type) or not callable(project)):
+        raise InputError(f"`project` must be a function of the predicted data, got {shown_type(project)}")
+    x = _start(score_fn, sde, shape, x_init, noise)
     process = ReverseProcess(sde, score_fn, noise=noise, project=project, observer=observer)
     x = _solve(process, solver, x, (sde.t_max, t_end), noise.start)
     if denoise:
@@ -97,11 +93,28 @@ def as_solver(solver: object) -> Solver:
     return resolve(SOLVERS, solver, Solver, "solver")  # type: ignore[type-abstract]
 
 
-def _noise(score_fn: ScoreFn, noise: NoiseSource | int) -> NoiseSource:
+def _start(
+    score_fn: ScoreFn, sde: SDE, shape: Sequence[int] | None, x_init: Tensor | None, noise: NoiseSource
+) -> Tensor:
+    """The state at `sde.t_max`, of `shape`: `x_init`, or a draw from the prior."""
+    if x_init is not None:
+        x = batch_for(score_fn, "x_init", x_init)
+        require(
+            shape is None or tuple(x.shape) == tuple(shape),
+            f"`x_init` must have the shape {shape}, got {tuple(x.shape)}",
+        )
+        return x
+    if not isinstance(shape, Sequence) or len(shape) < 2 or not all(is_whole(side) and side > 0 for side in shape):
+        raise InputError(f"`shape` must be the batch and the sides of a sample, such as (16, 1, 8, 8), got {shape!r}")
+    return sde.prior_std * batch_for(score_fn, "shape", noise.prior(tuple(shape)))
+
+
+def _noise(score_fn: ScoreFn, noise: NoiseSource | int | None) -> NoiseSource:
     """The source of noise that `noise` stands for; that of a seed is where the weights of `score_fn` are."""
     if isinstance(noise, NoiseSource):
         return noise
-    if not isinstance(noise, int) or isinstance(noise, bool):
+    noise = 0 if noise is None else noise
+    if not is_whole(noise):
         raise InputError(f"`noise` must be a seed or a source such as SeededNoise(seed=0), got {shown_type(noise)}")
     first = next(score_fn.parameters(), None) if isinstance(score_fn, torch.nn.Module) else None
     if first is None:
@@ -140,7 +153,7 @@ def encode(score_fn: ScoreFn, sde: SDE | None, solver: Solver | Plan | str, x0: 
         InputError: A stochastic solver, which has no inverse.
         SolveError: The solve failed; says when and for which sample.
     """
-    sde, x0 = process_of(score_fn, sde), as_batch("x0", x0)
+    sde, x0 = process_of(score_fn, sde), batch_for(score_fn, "x0", x0)
     solver = as_solver(solver.solver if isinstance(solver, Plan) else solver)
     require_deterministic(solver)
     process = ReverseProcess(sde, score_fn)
@@ -176,7 +189,7 @@ def decode(
         score_fn,
         sde,
         solver,
-        tuple(z.shape),
+        None,
         noise=SeededNoise(0, start=start),  # of which nothing is drawn
         t_end=t_end,
         x_init=z,
@@ -209,6 +222,7 @@ def _quiet(solver: Solver, option: str, default: object) -> bool:
 def _checked_end(sde: SDE, t_end: float | None) -> float:
     if t_end is None:
         return sde.t_min
+    require(is_number(t_end), f"`t_end` must be a time, got {t_end!r}")
     require(t_end >= sde.t_min, f"`t_end` must be ≥ `sde.t_min` = {sde.t_min:g}, got {t_end:g}")
     require(t_end < sde.t_max, f"`t_end` must be < `sde.t_max` = {sde.t_max:g}, got {t_end:g}")
     return t_end

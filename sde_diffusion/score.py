@@ -9,12 +9,11 @@ Reference: Song et al. 2021, arXiv:2011.13456, eqs. 6 and 13; Huang et al. 2021,
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from sde_diffusion.errors import InputError, require
-from sde_diffusion.networks import Network
+from sde_diffusion.errors import InputError
 from sde_diffusion.sde import SDE
 from sde_diffusion.tensors import expand
 
@@ -112,59 +111,6 @@ class Marginal:
     def score(self, x0: Tensor, x: Tensor) -> Tensor:
         """s = (a E[x_0 | x_t] − x) / σ², the inverse of `x0`, (B, *D)."""
         return (self.mean_coef * x0 - x) / self.std**2
-
-
-def process_of(score_fn: ScoreFn, sde: SDE | None) -> SDE:
-    """`sde`, or, where it is not given, that of `score_fn`: a `ScoreModel` has one, and so has a closed form's method.
-
-    Raises:
-        InputError: There is none.
-    """
-    owners: tuple[Any, ...] = (score_fn, getattr(score_fn, "__self__", None))
-    found: Any = next((owner.sde for owner in owners if hasattr(owner, "sde")), None) if sde is None else sde
-    if isinstance(found, type) or not hasattr(found, "log_mean_coef"):
-        what = "this score function has none of its own" if sde is None else f"got {shown_type(sde)}"
-        raise InputError(f"`sde` must be a process such as VPSDE(); {what}")
-    process: SDE = found
-    return process
-
-
-def process_and_data(score_fn: ScoreFn, sde: SDE | Tensor | None, x0: Tensor | None) -> tuple[SDE, Tensor]:
-    """The process and the data of a call that is written f(score_fn, sde, x0), or f(score_fn, x0) for short.
-
-    Raises:
-        InputError: There is no process, or no floating-point batch that suits the weights of `score_fn`.
-    """
-    known, data = (None, sde) if x0 is None else (sde, x0)
-    process, batch = process_of(score_fn, cast(SDE | None, known)), as_batch("x0", data)
-    net = getattr(score_fn, "net", None)
-    if isinstance(net, Network):
-        kind = next(net.parameters()).dtype
-        require(
-            batch.dtype == kind,
-            f"`x0` must be {kind} as the network's weights are, got {batch.dtype}; convert one of them, x0.to({kind})",
-        )
-    return process, batch
-
-
-def shown_type(value: object) -> str:
-    """What a value is, for a message: a class by its name, any other value by that of its class."""
-    return f"the class {value.__name__}; add ()" if isinstance(value, type) else f"a {type(value).__name__}"
-
-
-def as_batch(name: str, x: object) -> Tensor:
-    """`x`, which must be a floating-point batch (B, *D) of at least one sample.
-
-    Raises:
-        InputError: It is anything else.
-    """
-    if not isinstance(x, Tensor):
-        raise InputError(f"`{name}` must be a tensor (B, *D), got {shown_type(x)}; convert it by torch.as_tensor")
-    require(
-        x.is_floating_point() and x.ndim > 1 and len(x) > 0,
-        f"`{name}` must be a floating-point batch (B, *D) with B > 0, got {x.dtype} of shape {tuple(x.shape)}",
-    )
-    return x
 
 
 def eps_from_score(sde: SDE, score: Tensor, t: Tensor) -> Tensor:

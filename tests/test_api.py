@@ -175,11 +175,11 @@ def test_library_functions_have_defaults(points: Tensor) -> None:
 def wrong_uses() -> list[tuple[str, Callable[[sd.Model], object], str]]:
     x = torch.zeros(2, 2)
     return [
-        ("a solver's class", lambda m: m.sample(1, solver=sd.DDIM), r"`solver`.*write DDIM\(\)"),
+        ("a solver's class", lambda m: m.sample(1, solver=sd.DDIM), r"`solver`.*the class DDIM; add \(\)"),
         ("a solver's typo", lambda m: m.sample(1, solver="dimm"), r"unknown solver 'dimm'; did you mean 'ddim'"),
         ("noise that is no seed", lambda m: sd.sample(m.score_model, shape=(1, 2), noise="0"), r"`noise` must be"),
         ("no shape", lambda m: sd.sample(m.score_model), r"`shape` must be"),
-        ("no process", lambda m: sd.sample(lambda x, t: -x, shape=(1, 2)), r"`sde` must be a process"),
+        ("no process", lambda m: sd.sample(lambda x, t: -x, shape=(1, 2)), r"`sde` must be given"),
         ("a process's class", lambda m: sd.sample(m.score_model, sd.VPSDE, shape=(1, 2)), r"`sde`.*add \(\)"),
         ("a count of none", lambda m: m.sample(0), r"`count` must be a whole number > 0, got 0"),
         ("half a seed", lambda m: m.sample(1, seed=0.5), r"`seed` must be a whole number"),
@@ -192,6 +192,27 @@ def wrong_uses() -> list[tuple[str, Callable[[sd.Model], object], str]]:
         ("another shape", lambda m: m.log_prob(torch.zeros(2, 3)), r"shape \(B, 2\), got \(2, 3\)"),
         ("no batch", lambda m: m.log_prob(torch.zeros(2)), r"values\[None\]"),
         ("a list", lambda m: m.log_prob([[0.0, 0.0]]), r"`values` must be a tensor or an array"),
+        ("complex numbers", lambda m: m.log_prob(x.to(torch.complex64)), r"`values` must be.*complex64"),
+        ("partners that are not there", lambda m: m.interpolate(x, x[:1]), r"partner for each of 2"),
+        ("a score at no time", lambda m: m.score(x, 2.0), r"`t` must be in \(0, 1\]"),
+        ("a score at three times", lambda m: m.score(x, torch.ones(3)), r"one for each of 2 states"),
+        ("a negative start", lambda m: m.sample(1, start=-1), r"`start` must be a whole number ≥ 0"),
+        ("a label between classes", lambda m: m.sample(1, label=torch.tensor([0.5])), r"`label`.*float32"),
+        ("an end that is no time", lambda m: m.sample(1, t_end="0"), r"`t_end` must be a time, got '0'"),
+        ("a projection's name", lambda m: m.sample(1, project="clip"), r"`project` must be a function"),
+        ("a network's class", lambda m: sd.ScoreModel(sd.MLP, sd.VPSDE()), r"`net` must be.*the class MLP; add \(\)"),
+        ("a process's name", lambda m: sd.ScoreModel(sd.MLP((2,)), "vp"), r"`sde` must be a process.*got a str"),
+        ("a batch of another shape", lambda m: sd.dsm_loss(m.score_model, torch.zeros(2, 3)), r"shape \(B, 2\) of the"),
+        ("a weighting's name", lambda m: sd.dsm_loss(m.score_model, x, weighting="simple"), r"`weighting` must be a W"),
+        ("a sampler's class", lambda m: sd.dsm_loss(m.score_model, x, time_sampler=sd.UniformTime), r"`time_sampler`"),
+        ("a seed for a loss", lambda m: sd.dsm_loss(m.score_model, x, generator=0), r"`generator` must be a torch.G"),
+        ("a list for a path", lambda m: sd.load(["a"]), r"`path` must be a path, as text or pathlib.Path, got a list"),
+        ("a pretrained model's bare name", lambda m: sd.load("fashion_mnist_vp"), r"pretrained:fashion_mnist_vp"),
+        ("a side for a shape", lambda m: sd.Continuous(2), r"`shape` must be the sides"),
+        ("fractions for whole numbers", lambda m: sd.TensorDataset(sd.Discrete((2,)), x), r"whole numbers.*float32"),
+        ("a tensor for batches", lambda m: sd.sweep(x, batch=2, seed=0), r"`dataset` must be a Dataset such as Tensor"),
+        ("a mapping for options", lambda m: sd.Trainer(m.score_model, sd.TensorDataset(sd.Continuous((2,)), x),
+            folder="n", config={"steps": 3}), r"`config` must be a TrainingConfig such as"),
         ("an array for a loss", lambda m: sd.dsm_loss(m.score_model, np.zeros((2, 2))), r"torch.as_tensor"),
         ("whole numbers for a loss", lambda m: sd.dsm_loss(m.score_model, x.long()), r"floating-point batch"),
         ("a stochastic encoder", lambda m: m.encode(x, solver="em"), r"must be deterministic"),
@@ -217,3 +238,37 @@ def test_double_data_and_single_weights_are_reconciled_or_explained(model: sd.Mo
     torch.testing.assert_close(found, model.log_prob(points[:2], ode=FAST), atol=1e-5, rtol=1e-5)
     with pytest.raises(InputError, match=r"float64.*float32"):
         sd.dsm_loss(model.score_model, points.double())
+
+
+def test_a_network_with_classes_needs_their_names(tmp_path: Path) -> None:
+    score = sd.ScoreModel(sd.MLP((2,), classes=2, width=16, depth=1), sd.VPSDE())
+    with pytest.raises(InputError, match=r"`units` must name the 2 classes that the network knows, got 0"):
+        sd.save(tmp_path / "classes", score, units=sd.Continuous((2,)))
+    model = sd.load(sd.save(tmp_path / "classes", score, units=sd.Continuous((2,), classes=("a", "b"))))
+    named, numbered = (model.sample(2, nfe=3, label=label) for label in ("b", 1))
+    assert torch.equal(named, numbered)
+    with pytest.raises(InputError, match=r"`label` must be from 0 to 1, or −1 for none, got 2"):
+        model.sample(2, label=2)
+
+
+def test_a_loss_takes_what_loaders_give(points: Tensor) -> None:
+    """A pair of values and labels; labels count where the network knows classes."""
+    torch.manual_seed(0)
+    labels = torch.arange(len(points)) % 2
+    plain = sd.ScoreModel(sd.MLP((2,), width=16, depth=1), sd.VPSDE())
+    known = sd.ScoreModel(sd.MLP((2,), classes=2, width=16, depth=1), sd.VPSDE())
+    for weight in known.parameters():  # its last layers start at zero
+        nn.init.normal_(weight, std=0.2)
+    losses = {}
+    for name, score, batch in (
+        ("tensor", plain, points),
+        ("list", plain, [points]),
+        ("pair", plain, (points, labels)),
+        ("without", known, points),
+        ("labelled", known, sd.Batch(points, labels)),
+        ("bound", known.bind(labels), points),
+    ):
+        sde = known.sde if name == "bound" else None
+        losses[name] = sd.dsm_loss(score, sde or batch, batch if sde else None, generator=sd.generator(0)).mean()
+    assert losses["tensor"] == losses["list"] == losses["pair"]
+    assert losses["labelled"] == losses["bound"] != losses["without"]

@@ -17,7 +17,7 @@ RANKS = {
     "cpu": -1, "docstrings": -1, "errors": -1, "fields": -1, "version": -1,
     "distributed": 0, "files": 0, "interpolation": 0, "memory": 0, "registry": 0, "rng": 0, "tensors": 0,
     "networks": 1, "pretrained": 1, "sde": 1,
-    "chain": 2, "decoder": 2, "graphs": 2, "grids": 2, "perf": 2, "score": 2,
+    "arguments": 2, "chain": 2, "decoder": 2, "graphs": 2, "grids": 2, "perf": 2, "score": 2,
     "classifier": 3, "guidance": 3, "losses": 3, "model": 3, "oracle": 3, "projections": 3,
     "solvers.base": 3, "solvers.noise": 3,
     "data": 4, "solvers": 4,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.data.spec import DataSpec
-from sde_diffusion.errors import InputError, require, require_one_of
+from sde_diffusion.errors import InputError, require, require_kind, require_one_of
 
 MEMORY_LIMIT = 1 << 30  # bytes; a set above it streams from the disk
 
@@ -88,16 +88,24 @@ class TensorDataset(Dataset):
     in_memory = True
 
     def __init__(self, spec: DataSpec, values: Tensor, labels: Tensor | None = None) -> None:
+        require_kind("spec", spec, DataSpec, "Continuous((2,)) or Discrete((1, 28, 28))")
+        require_kind("values", values, Tensor, "torch.as_tensor(array)")
         require(
             values.ndim > 0 and tuple(values.shape[1:]) == spec.shape,
             f"`values` must have the shape (N, {', '.join(map(str, spec.shape))}) of their spec, "
             f"got {tuple(values.shape)}",
         )
         require(
+            spec.levels is None or not values.is_floating_point(),
+            f"`values` must be whole numbers, as those of discrete data are, got {values.dtype}; convert them, or give "
+            f"units without levels",
+        )
+        require(
             (labels is None) == (not spec.classes),
             f"`labels` must be given exactly where the spec names `classes`; it names {len(spec.classes)}",
         )
         if labels is not None:
+            labels = torch.as_tensor(labels)
             require(
                 len(labels) == len(values), f"`labels` must be one for each of {len(values)} values, got {len(labels)}"
             )

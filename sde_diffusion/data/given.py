@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.data.spec import DataSpec
-from sde_diffusion.errors import InputError, require
+from sde_diffusion.errors import InputError, is_whole, require, shown_type
 
 Label = int | str | Sequence[int | str] | Tensor | None
 """A class by index or name, or one for each example; None for no class."""
@@ -38,7 +38,14 @@ def labels_of(spec: DataSpec, label: Label, count: int) -> Tensor:
 def class_indices(spec: DataSpec, label: Label) -> Tensor:
     """Classes by index or name as indices, () or (n,) int64."""
     if isinstance(label, Tensor | np.ndarray):
-        return torch.as_tensor(label).long().cpu()
+        found = torch.as_tensor(label).cpu()
+        whole = not (found.is_floating_point() or found.is_complex() or found.dtype == torch.bool)
+        require(
+            whole and found.ndim < 2 and found.numel() > 0,
+            f"`label` must be one class or a list of them, (n,) whole numbers, got {found.dtype} of shape "
+            f"{tuple(found.shape)}",
+        )
+        return found.long()
     if isinstance(label, str):
         require(
             label in spec.classes,
@@ -47,6 +54,7 @@ def class_indices(spec: DataSpec, label: Label) -> Tensor:
         )
         return torch.tensor(spec.classes.index(label))
     if isinstance(label, Sequence):
+        require(len(label) > 0, "`label` must name one class or more, got an empty list; leave it out for none")
         return torch.stack([class_indices(spec, one) for one in label])
     require(is_whole(label), f"`label` must be a class by index or name, got {label!r}")
     return torch.tensor(label)
@@ -86,15 +94,11 @@ def state_tensor(spec: DataSpec, name: str, z: Any, device: torch.device) -> Ten
     return states.to(device, torch.float32)
 
 
-def is_whole(value: object) -> bool:
-    """Whether a value is a whole number, which True is not."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _tensor(name: str, values: Any) -> Tensor:
     """A tensor of what is one, or an array of numbers."""
-    if isinstance(values, Tensor):
-        return values
     if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
-        return torch.from_numpy(values)
-    raise InputError(f"`{name}` must be a tensor or an array of numbers, got a {type(values).__name__}")
+        values = torch.from_numpy(values)
+    if not isinstance(values, Tensor) or values.is_complex():
+        found = f"{values.dtype}" if isinstance(values, Tensor | np.ndarray) else shown_type(values)
+        raise InputError(f"`{name}` must be a tensor or an array of numbers, got {found}")
+    return values.to(torch.uint8) if values.dtype == torch.bool else values

@@ -10,7 +10,7 @@ import torch
 from sde_diffusion.data.base import Batch, Dataset, Raw
 from sde_diffusion.data.order import training_order
 from sde_diffusion.data.workers import choose_workers, read_ahead
-from sde_diffusion.errors import require, require_positive
+from sde_diffusion.errors import require, require_kind, require_positive
 from sde_diffusion.rng import SampleStream
 
 # purposes of random numbers
@@ -45,6 +45,7 @@ def training_batches(
     Raises:
         InputError: `batch` ≤ 0, `start` or `workers` < 0, flips of data that is not images; later, a broken file.
     """
+    require_kind("dataset", dataset, Dataset, "TensorDataset(Continuous((2,)), points)")
     require_positive(batch=batch)
     require(start >= 0, f"`start` must be ≥ 0, got {start}")
     require(workers is None or workers >= 0, f"`workers` must be ≥ 0, got {workers}")
@@ -121,6 +122,7 @@ def sweep(
     Raises:
         InputError: `batch` or `limit` ≤ 0, `start` outside the set; later, a broken file.
     """
+    require_kind("dataset", dataset, Dataset, "TensorDataset(Continuous((2,)), points)")
     require_positive(batch=batch, **({} if limit is None else {"limit": limit}))
     require(0 <= start < len(dataset), f"`start` must be from 0 to {len(dataset) - 1}, got {start}")
     stop = len(dataset) if limit is None else min(len(dataset), start + limit)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import InputError, require, require_positive
+from sde_diffusion.errors import InputError, is_whole, require, require_positive
 
 OWN_DATA = "arrays"  # the data set whose options fit data that a program holds in its own tensors
 MAX_LEVELS = 1 << 16  # 16-bit data; beyond it float32 has too few digits left for n + u
@@ -47,10 +47,11 @@ class DataSpec:
 
     def __post_init__(self) -> None:
         require(
-            len(self.shape) > 0 and min(self.shape) > 0,
+            len(self.shape) > 0 and all(is_whole(side) and side > 0 for side in self.shape),
             f"`shape` of the data must have one or more sizes, all > 0, got {self.shape}",
         )
         if self.levels is not None:
+            require(is_whole(self.levels), f"`levels` must be a whole number, got {self.levels!r}")
             require(2 <= self.levels <= MAX_LEVELS, f"`levels` must be from 2 to {MAX_LEVELS}, got {self.levels}")
         for name, values in (("shift", _listed(self.shift)), ("scale", _listed(self.scale))):
             require(
@@ -209,23 +210,38 @@ class DataSpec:
 def Continuous(
     shape: Sequence[int],
     *,
-    shift: float | tuple[float, ...] = 0.0,
-    scale: float | tuple[float, ...] = 1.0,
+    shift: float | Sequence[float] | Tensor = 0.0,
+    scale: float | Sequence[float] | Tensor = 1.0,
     classes: Sequence[str] = (),
 ) -> DataSpec:
     """The units of your own continuous data: events of `shape`, seen by the model as x = (y − shift)/scale.
 
     Args:
         shape: Of one example, such as (2,) for points in the plane or (1, 64) for a series of one channel.
-        shift, scale: A number each, or one for each channel (the first side). The defaults leave the data as they are.
+        shift, scale: A number each, or one for each channel (the first side), such as the mean and the standard
+            deviation of the data. The defaults leave the data as they are.
         classes: Names of the classes, if there are any.
     """
-    return DataSpec(OWN_DATA, tuple(shape), levels=None, classes=tuple(classes), shift=shift, scale=scale)
+    units = {"shift": _numbers(shift), "scale": _numbers(scale)}
+    return DataSpec(OWN_DATA, _sides(shape), levels=None, classes=tuple(classes), **units)
 
 
 def Discrete(shape: Sequence[int], levels: int = 256, *, classes: Sequence[str] = ()) -> DataSpec:
     """The units of your own discrete data: events of `shape` with values 0 … `levels` − 1, such as 8-bit images."""
-    return DataSpec(OWN_DATA, tuple(shape), levels=levels, classes=tuple(classes))
+    return DataSpec(OWN_DATA, _sides(shape), levels=levels, classes=tuple(classes))
+
+
+def _sides(shape: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(shape, list | tuple):
+        raise InputError(f"`shape` must be the sides of one example, such as (2,) or (1, 28, 28), got {shape!r}")
+    return tuple(shape)
+
+
+def _numbers(value: float | Sequence[float] | Tensor) -> float | tuple[float, ...]:
+    """A number as it is; several, one for each channel, as a tuple."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    return tuple(map(float, value)) if isinstance(value, Sequence) else float(value)
 
 
 @lru_cache(maxsize=64)

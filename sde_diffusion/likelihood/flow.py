@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_diffusion.arguments import score_and_data
 from sde_diffusion.graphs import eager
 from sde_diffusion.likelihood.divergence import DIVERGENCES, Divergence, TraceFn, score_and_trace
 from sde_diffusion.registry import resolve
-from sde_diffusion.score import ScoreFn, process_and_data, reverse_drift
+from sde_diffusion.score import ScoreFn, reverse_drift
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers import ODES, AdaptiveODE
 from sde_diffusion.solvers.base import NETWORK, ReverseProcess, check_finite, traced
@@ -192,7 +193,7 @@ def log_likelihood(
 
     Reference: Song et al. 2021, arXiv:2011.13456, eqs. 39 and 40.
     """
-    sde, x0 = process_and_data(score_fn, sde, x0)
+    score_fn, sde, x0 = score_and_data(score_fn, sde, x0)
     divergence = resolve(DIVERGENCES, divergence, Divergence, "divergence")  # type: ignore[type-abstract]
     ode = resolve(ODES, ode, AdaptiveODE, "ode")  # type: ignore[type-abstract]
     process = ReverseProcess(sde, score_fn)

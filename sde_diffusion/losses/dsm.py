@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sde_diffusion.arguments import Data, score_and_data
+from sde_diffusion.errors import require_kind
 from sde_diffusion.losses.time_sampling import StratifiedTime, TimeSampler
 from sde_diffusion.losses.weighting import SimpleWeighting, Weighting
 from sde_diffusion.registry import lookup
 from sde_diffusion.rng import Draws, default_generator, draws_of
-from sde_diffusion.score import ScoreFn, process_and_data
+from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import SDE
 from sde_diffusion.tensors import expand, flat_mean
 
@@ -70,8 +72,8 @@ def denoising_error(score_fn: ScoreFn, sde: SDE, x0: Tensor, t: Tensor, eps: Ten
 
 def dsm_loss(
     score_fn: ScoreFn,
-    sde: SDE | Tensor | None = None,
-    x0: Tensor | None = None,
+    sde: SDE | Data | None = None,
+    x0: Data | None = None,
     *,
     weighting: Weighting | None = None,
     time_sampler: TimeSampler | None = None,
@@ -85,7 +87,8 @@ def dsm_loss(
     Args:
         score_fn: What is trained.
         sde: The process. May be left out, `dsm_loss(model, x0)`, where `score_fn` is a `ScoreModel`.
-        x0: Clean data in model coordinates, (B, *D), floating point.
+        x0: Clean data in model coordinates, (B, *D), floating point; or a pair of them and their labels, as loaders
+            give it. Labels count where the network knows classes.
 
     Other args:
         weighting: λ(t); λ = σ² (`SimpleWeighting`) by default.
@@ -98,12 +101,15 @@ def dsm_loss(
         The loss (B,), always divided by the density r(t), with the bare errors and times.
 
     Raises:
-        InputError: `x0` is no floating-point batch, or no process is known.
+        InputError: `x0` is no floating-point batch or does not suit the network, or no process is known.
     """
-    sde, x0 = process_and_data(score_fn, sde, x0)
+    score_fn, sde, x0 = score_and_data(score_fn, sde, x0)
     weighting = SimpleWeighting() if weighting is None else weighting
+    time_sampler = StratifiedTime() if time_sampler is None else time_sampler
+    require_kind("weighting", weighting, Weighting, "SimpleWeighting()")
+    require_kind("time_sampler", time_sampler, TimeSampler, "StratifiedTime()")
     draws = draws_of(default_generator(x0.device) if generator is None else generator, len(x0))
-    t, density = (time_sampler or StratifiedTime())(sde, weighting, len(x0), generator=draws)
+    t, density = time_sampler(sde, weighting, len(x0), generator=draws)
     eps = draws.normal(x0.shape[1:], x0.dtype)
     error = denoising_error(score_fn, sde, x0, t, eps, distance=distance)
     loss = weighting.of_eps(sde, t) / density * error

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sde_diffusion.errors import InputError, require
-from sde_diffusion.files import write_atomically
+from sde_diffusion.files import as_path, write_atomically
 
 FORMAT = "sde_diffusion/1"
 SUFFIX = ".safetensors"
@@ -36,7 +36,7 @@ class Checkpoint:
         return {name.removeprefix(start): value for name, value in self.tensors.items() if name.startswith(start)}
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: str | Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint, atomically.
 
     Raises:
@@ -45,15 +45,16 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in checkpoint.tensors.items()}
     meta = json.dumps(checkpoint.meta, sort_keys=True)
     header = {"format": FORMAT, "meta": meta, "sha256": _digest(tensors, meta)}
-    write_atomically(path, save(tensors, metadata=header))
+    write_atomically(as_path("path", path), save(tensors, metadata=header))
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Read a checkpoint and check its hash.
 
     Raises:
         InputError: Missing, truncated, of another format, or damaged. Other formats are never unpickled.
     """
+    path = as_path("path", path)
     require(path.exists(), f"there is no checkpoint at {path}")
     require(path.is_file(), f"the checkpoint {path} is not a file")
     try:

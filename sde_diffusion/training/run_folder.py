@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from sde_diffusion.errors import InputError
-from sde_diffusion.files import write_atomically
+from sde_diffusion.files import as_path, write_atomically
 from sde_diffusion.training.checkpoint import SUFFIX, Checkpoint, save_checkpoint
 
 _held: set[int] = set()  # locks of this process
@@ -39,9 +39,9 @@ class RunFolder:
         holds: The folder within it that has the checkpoints; that of a classifier's run is another.
     """
 
-    def __init__(self, path: Path, holds: str = "checkpoints") -> None:
-        self.path, self._holds = path, path / holds
-        self.metrics_path = path / "metrics.jsonl"
+    def __init__(self, path: str | Path, holds: str = "checkpoints") -> None:
+        self.path = as_path("folder", path)
+        self._holds, self.metrics_path = self.path / holds, self.path / "metrics.jsonl"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
