@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from sde_diffusion_cli import choose_waiting
+from sde_diffusion_cli.openmp import choose_waiting
 
 
 def images_per_second(seconds: float) -> float:

@@ -59,7 +59,7 @@ def find_checkpoint(given: Path | str | None) -> Path:
     found = run.latest() if run else None
     if found is None:
         where = RUNS if given is None else given
-        raise InputError(f"there is no checkpoint in {where}; train one first: python cli.py train --sde vp")
+        raise InputError(f"there is no checkpoint in {where}; train one first: sde-diffusion train --sde vp")
     return found
 
 

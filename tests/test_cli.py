@@ -31,18 +31,18 @@ REPOSITORY = Path(__file__).parents[1]
 @pytest.mark.parametrize("name", cli.commands)
 def test_help_shows_examples_that_parse(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = succeed(name, "--help").out
-    examples = re.findall(rf"^ *python cli\.py ({name}.*?)(?:  +#.*)?$", text, re.MULTILINE)
+    examples = re.findall(rf"^ *sde-diffusion ({name}.*?)(?:  +#.*)?$", text, re.MULTILINE)
     assert len(examples) >= 3
     command = cli.commands[name]
     for example in examples:
         command.make_context(name, example.split()[1:]).close()
     for option in ("--config", "--set", "--seed", "--device", "--out", "--dry-run"):
-        assert option in text or name == "verify", "which has no config: it checks the defaults and the variants"
+        assert option in text or name in ("verify", "configs"), "which take no config"
 
 
 def test_help_and_version_of_the_whole() -> None:
     outcome = succeed("--help")
-    assert "python cli.py train --sde vp" in outcome.out
+    assert "sde-diffusion train --sde vp" in outcome.out
     assert set(cli.commands) <= set(outcome.out.split())
     assert __version__ in succeed("--version").out
     bare = invoke()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import sde_diffusion_cli as cli
+import sde_diffusion_cli.openmp as cli
 
-ROOT = Path(cli.__file__).parent
+ROOT = Path(cli.__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -86,11 +86,11 @@ def test_a_busy_process_is_noticed() -> None:
 
 def test_it_is_chosen_before_pytorch_is_imported() -> None:
     code = (
-        "import sys, sde_diffusion_cli as cli\n"
-        "assert 'torch' not in sys.modules and 'sde_diffusion' not in sys.modules\n"
+        "import sys, sde_diffusion_cli as start, sde_diffusion_cli.openmp as cli\n"
         "cli.choose_waiting = lambda: print('torch' in sys.modules)\n"
-        "sys.argv = ['cli.py', '--version']\n"
-        "cli.main()\n"
+        "sys.argv = ['cli.py', 'train', '--sde', 'vpp']\n"
+        "start.main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("False\nsde-diffusion")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "False\n"
+    assert done.stderr.startswith("error: unknown sde 'vpp'")

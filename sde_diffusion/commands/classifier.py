@@ -15,10 +15,10 @@ from sde_diffusion.training import CLASSIFIERS, RunFolder
 
 EPILOG = """\b
 Examples:
-  python cli.py classifier --config configs/digits_conditional.yaml --steps 1000
-  python cli.py classifier --sde vp --set classifier.network.channels=64 --out runs/classifier
-  python cli.py classifier --set data=two_moons --set classifier.network=mlp --set model.sigma_data=1
-  python cli.py sample runs/digits_vp --label 3 --guidance 2 --set sampling.guidance.name=classifier \\
+  sde-diffusion classifier --config configs/digits_conditional.yaml --steps 1000
+  sde-diffusion classifier --sde vp --set classifier.network.channels=64 --out runs/classifier
+  sde-diffusion classifier --set data=two_moons --set classifier.network=mlp --set model.sigma_data=1
+  sde-diffusion sample runs/digits_vp --label 3 --guidance 2 --set sampling.guidance.name=classifier \\
     --set sampling.guidance.checkpoint=runs/digits_vp_classifier
 
 \b

@@ -25,6 +25,7 @@ from sde_diffusion.files import write_atomically
 from sde_diffusion.pretrained import PRETRAINED, name_of, pretrained
 from sde_diffusion.training import Checkpoint, RunFolder, load_checkpoint
 from sde_diffusion.version import __version__
+from sde_diffusion_cli.configs import ConfigType
 
 PATIENCE = 7 * 86400.0  # seconds that one process waits for the batch that another has in hand
 _USUAL, _LAST = "usual", "sde_diffusion.last_weights"  # a value of --ema, and where --no-ema is noted
@@ -37,7 +38,13 @@ def shared_options(command: Command) -> Command:
     """--config, --set, --seed, --device, --out and --dry-run."""
     for option in reversed(
         [
-            click.option("--config", "config_file", type=click.Path(path_type=Path), help="A YAML file of sections."),
+            click.option(
+                "--config",
+                "config_file",
+                type=ConfigType(),
+                metavar="FILE|NAME",
+                help="A YAML file of settings, or the name of a config that comes with the package (see `configs`).",
+            ),
             click.option(
                 "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override, e.g. sde.t_min=1e-4."
             ),

@@ -33,10 +33,10 @@ from sde_diffusion.sampling import require_deterministic
 
 EPILOG = """\b
 Examples:
-  python cli.py decode --latents runs/digits_vp/encode_test_ode_seed0/latents.npz
-  python cli.py decode runs/digits_vp --latents mine.npy --solver ddim --steps 50
-  python cli.py decode --latents latents.npz --no-denoise --label 3     # the exact inverse of encode --label 3
-  python cli.py decode --latents latents.npz --no-denoise --label own   # and of encode --label own
+  sde-diffusion decode --latents runs/digits_vp/encode_test_ode_seed0/latents.npz
+  sde-diffusion decode runs/digits_vp --latents mine.npy --solver ddim --steps 50
+  sde-diffusion decode --latents latents.npz --no-denoise --label 3     # the exact inverse of encode --label 3
+  sde-diffusion decode --latents latents.npz --no-denoise --label own   # and of encode --label own
 
 \b
 The file holds the states at t = 1, (B, *shape) real numbers, as `z` or as its only array. The same latents give the

@@ -42,10 +42,10 @@ from sde_diffusion.sampling import require_deterministic
 
 EPILOG = """\b
 Examples:
-  python cli.py encode                                      # test split, newest run
-  python cli.py encode --limit 64 --rtol 1e-7 --atol 1e-7
-  python cli.py encode runs/digits_vp --solver dpmpp_2m --steps 50 --split train --limit 100
-  python cli.py encode --file mine.npy --no-check --out latents
+  sde-diffusion encode                                      # test split, newest run
+  sde-diffusion encode --limit 64 --rtol 1e-7 --atol 1e-7
+  sde-diffusion encode runs/digits_vp --solver dpmpp_2m --steps 50 --split train --limit 100
+  sde-diffusion encode --file mine.npy --no-check --out latents
 
 \b
 The data, dequantised as for `likelihood`, are taken to be the state at sde.t_min. latents.npz holds the latents `z`,

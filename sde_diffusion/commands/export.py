@@ -19,9 +19,9 @@ from sde_diffusion.registry import lookup
 
 EPILOG = """\b
 Examples:
-  python cli.py export runs/digits_ddpm --format diffusers --out exported
-  python cli.py export --no-ema --out exported
-  python cli.py export runs/ddpm_cifar10 --set sampling.solver=ddim --out exported
+  sde-diffusion export runs/digits_ddpm --format diffusers --out exported
+  sde-diffusion export --no-ema --out exported
+  sde-diffusion export runs/ddpm_cifar10 --set sampling.solver=ddim --out exported
 """
 
 

@@ -14,10 +14,10 @@ from sde_diffusion.training import RunFolder
 
 EPILOG = """\b
 Examples:
-  python cli.py import ddpm-cifar10-32 --out runs/ddpm_cifar10
-  python cli.py import ddpm-cifar10-32/unet --format diffusers --data cifar10 --dry-run
-  python cli.py import my_pipeline --shape 1x28x28 --set sampling.solver=ddim
-  python cli.py import checkpoint_24.pth --set sde=subvp --out runs/ddpmpp_subvp
+  sde-diffusion import ddpm-cifar10-32 --out runs/ddpm_cifar10
+  sde-diffusion import ddpm-cifar10-32/unet --format diffusers --data cifar10 --dry-run
+  sde-diffusion import my_pipeline --shape 1x28x28 --set sampling.solver=ddim
+  sde-diffusion import checkpoint_24.pth --set sde=subvp --out runs/ddpmpp_subvp
 
 \b
 The run has one checkpoint, of which sample, likelihood, encode, verify and train make use as of any other. Weights are

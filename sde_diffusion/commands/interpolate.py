@@ -37,10 +37,10 @@ from sde_diffusion.sampling import require_deterministic
 
 EPILOG = """\b
 Examples:
-  python cli.py interpolate --pair 3 17
-  python cli.py interpolate --pair 3 17 --pair 0 5 --frames 11 --split train
-  python cli.py interpolate runs/digits_vp --pair 0 1 --solver dpmpp_2m --steps 50
-  python cli.py interpolate --file mine.npy --pair 0 1 --label 3
+  sde-diffusion interpolate --pair 3 17
+  sde-diffusion interpolate --pair 3 17 --pair 0 5 --frames 11 --split train
+  sde-diffusion interpolate runs/digits_vp --pair 0 1 --solver dpmpp_2m --steps 50
+  sde-diffusion interpolate --file mine.npy --pair 0 1 --label 3
 
 \b
 Both examples are encoded, their latents joined along a great circle, and its points decoded. The picture has one row

@@ -22,13 +22,13 @@ from sde_diffusion.likelihood import (
 
 EPILOG = """\b
 Examples:
-  python cli.py likelihood                                  # test split, newest run, one probe per image
-  python cli.py likelihood --limit 256 --probes 4
-  python cli.py likelihood runs/digits_vp --exact --split train --limit 100
-  python cli.py likelihood --ledger --limit 32
-  python cli.py likelihood --label own --limit 256          # p(x | y) of a conditional model, beside p(x) without it
-  python cli.py likelihood --file mine.npy --rtol 1e-6 --atol 1e-6
-  python cli.py likelihood --tol 0.02 --conf 0.95           # as many images, probes and repeats as that takes
+  sde-diffusion likelihood                                  # test split, newest run, one probe per image
+  sde-diffusion likelihood --limit 256 --probes 4
+  sde-diffusion likelihood runs/digits_vp --exact --split train --limit 100
+  sde-diffusion likelihood --ledger --limit 32
+  sde-diffusion likelihood --label own --limit 256          # p(x | y) of a conditional model, beside p(x) without it
+  sde-diffusion likelihood --file mine.npy --rtol 1e-6 --atol 1e-6
+  sde-diffusion likelihood --tol 0.02 --conf 0.95           # as many images, probes and repeats as that takes
 
 \b
 Each image is dequantised by a draw that depends on the seed and its index. With --tol images come in random order, the

@@ -39,17 +39,17 @@ from sde_diffusion.solvers import SeededNoise
 
 EPILOG = """\b
 Examples:
-  python cli.py sample                                     # newest run
-  python cli.py sample --nfe 10                            # the best that 10 score evaluations can do
-  python cli.py sample --nfe 10 --solver heun              # 4 steps of 2, and the final denoising
-  python cli.py sample --solver em --steps 500
-  python cli.py sample --solver ancestral --steps 100 --grid log_snr --count 16 --trajectory
-  python cli.py sample runs/digits_vp --solver ode --rtol 1e-4 --atol 1e-4 --seed 1
-  python cli.py sample --ema 0.15                          # weights averaged over another length of training
-  python cli.py sample --set sampling.solver.variance=large --solver ancestral
-  python cli.py sample --label 3 --guidance 2              # of a conditional model
-  python cli.py sample --label all --guidance 3 --set sampling.guidance.interval='[0.2, 5]'
-  python cli.py sample --guidance 2 --set sampling.guidance.name=autoguidance \\
+  sde-diffusion sample                                     # newest run
+  sde-diffusion sample --nfe 10                            # the best that 10 score evaluations can do
+  sde-diffusion sample --nfe 10 --solver heun              # 4 steps of 2, and the final denoising
+  sde-diffusion sample --solver em --steps 500
+  sde-diffusion sample --solver ancestral --steps 100 --grid log_snr --count 16 --trajectory
+  sde-diffusion sample runs/digits_vp --solver ode --rtol 1e-4 --atol 1e-4 --seed 1
+  sde-diffusion sample --ema 0.15                          # weights averaged over another length of training
+  sde-diffusion sample --set sampling.solver.variance=large --solver ancestral
+  sde-diffusion sample --label 3 --guidance 2              # of a conditional model
+  sde-diffusion sample --label all --guidance 3 --set sampling.guidance.interval='[0.2, 5]'
+  sde-diffusion sample --guidance 2 --set sampling.guidance.name=autoguidance \\
     --set sampling.guidance.checkpoint=runs/digits_vp/checkpoints/step_00000500.safetensors
 
 \b

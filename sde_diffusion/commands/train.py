@@ -35,14 +35,14 @@ from sde_diffusion.training import RunFolder, Trainer, load_checkpoint
 
 EPILOG = """\b
 Examples:
-  python cli.py train --sde vp
-  python cli.py train --config configs/fashion_mnist_vp.yaml
-  python cli.py train --config configs/fashion_mnist_vp.yaml --set training.batch=128 --out runs/wide
-  python cli.py train --sde subvp --set loss.weighting=simple --steps 500 --dry-run
+  sde-diffusion train --sde vp
+  sde-diffusion train --config configs/fashion_mnist_vp.yaml
+  sde-diffusion train --config configs/fashion_mnist_vp.yaml --set training.batch=128 --out runs/wide
+  sde-diffusion train --sde subvp --set loss.weighting=simple --steps 500 --dry-run
 
 \b
 The same command again resumes the run where its newest checkpoint stands. Ctrl-C saves first.
-By several processes, of which each has its own GPU: torchrun --nproc-per-node 4 cli.py train ...
+Several processes, one for each GPU: torchrun --nproc-per-node 4 --no-python sde-diffusion train ...
 """
 
 KEYS = {"sde": "sde.name", "steps": "training.steps", "seed": "seed"}  # options -> the config keys they stand for

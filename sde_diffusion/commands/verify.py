@@ -23,11 +23,11 @@ from sde_diffusion.version import __version__
 
 EPILOG = """\b
 Examples:
-  python cli.py verify                          # every row of every registry: about half a minute
-  python cli.py verify --only solvers --verbose
-  python cli.py verify --device cuda --dtype float32 --out verified
-  python cli.py verify --run runs/digits_vp     # and the trained model, on its held-out data
-  python cli.py verify --run runs/digits_vp --only model
+  sde-diffusion verify                          # every row of every registry: about half a minute
+  sde-diffusion verify --only solvers --verbose
+  sde-diffusion verify --device cuda --dtype float32 --out verified
+  sde-diffusion verify --run runs/digits_vp     # and the trained model, on its held-out data
+  sde-diffusion verify --run runs/digits_vp --only model
 
 \b
 Bounds are derived: a multiple of the dtype's spacing, 4.5 standard errors, or a slope within 0.25 of the declared

@@ -1,4 +1,4 @@
-"""Start the command line: first choose how OpenMP's threads wait, for that is settled once PyTorch is imported.
+"""How OpenMP's threads wait. It is chosen before PyTorch is imported, which settles it.
 
 Between two operations PyTorch's threads wait for each other. By default they spin, which is fastest as long as each has
 a core of its own. Where another process is busy there are fewer cores than threads, and a thread that spins keeps the
@@ -40,11 +40,3 @@ def running_elsewhere() -> float:
             return 0
         time.sleep(SECONDS_BETWEEN)
     return median(counts)
-
-
-def main() -> None:
-    """Run the command line."""
-    choose_waiting()
-    from sde_diffusion.commands import main as run
-
-    run()
