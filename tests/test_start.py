@@ -56,7 +56,11 @@ def start(
         (["train", "--stepz", "3"], 2, "No such option"),
         (["train", "--steps", "many"], 2, "'many' is not a valid integer"),
         (["train", "--config", "fashion_mnist_pv"], 2, "did you mean 'fashion_mnist_vp'? known: celeba"),
-        (["train", "--config", "none/digits_vp.yaml"], 2, "directory; one of that name comes with the package: --config digits_vp"),
+        (
+            ["train", "--config", "none/digits_vp.yaml"],
+            2,
+            "one of that name comes with the package: --config digits_vp",
+        ),
         (["sample", "a", "b"], 2, "unexpected extra argument"),
         (["decode"], 2, "Missing option '--latents'"),
         (["import"], 2, "Missing argument 'PATH'"),
