@@ -49,6 +49,7 @@ from sde_diffusion.interpolation import slerp
 from sde_diffusion.likelihood import (
     DEQUANTISATIONS,
     DIVERGENCES,
+    BitsPerDim,
     Dequantisation,
     Divergence,
     ExactTrace,
@@ -107,8 +108,10 @@ from sde_diffusion.networks import (
     DDPMpp,
     DiT,
     Encoder,
+    GaussianFourier,
     NCSNpp,
     Network,
+    Sinusoidal,
     UNet,
     VectorClassifier,
 )
@@ -165,6 +168,7 @@ from sde_diffusion.solvers import (
     TorchdiffeqODE,
     UniPC,
     for_budget,
+    spend,
     within,
 )
 from sde_diffusion.training import (
@@ -227,6 +231,7 @@ __all__ = [
     "BetaSchedule",
     "BetaSequence",
     "BinCentres",
+    "BitsPerDim",
     "Checkerboard",
     "Checkpoint",
     "ClassifierFree",
@@ -261,6 +266,7 @@ __all__ = [
     "FashionMNIST",
     "FlowDequantisation",
     "FlowNoise",
+    "GaussianFourier",
     "GaussianMixture",
     "GaussianReference",
     "GridSolver",
@@ -314,6 +320,7 @@ __all__ = [
     "SeededNoise",
     "SigmoidBetas",
     "SimpleWeighting",
+    "Sinusoidal",
     "SoftMinSNRWeighting",
     "Solver",
     "StratifiedTime",
@@ -358,6 +365,7 @@ __all__ = [
     "save",
     "save_checkpoint",
     "slerp",
+    "spend",
     "sweep",
     "train",
     "training_batches",

@@ -35,7 +35,7 @@ def load(
     path: str | Path | None = None,
     *,
     device: str | torch.device = "auto",
-    ema: bool | str = True,
+    ema: bool | float | str = True,
     net: nn.Module | None = None,
     sde: SDE | None = None,
 ) -> Model:
@@ -47,13 +47,14 @@ def load(
         device: `"cpu"`, `"cuda"`, …; `"auto"` takes CUDA where there is one.
 
     Other args:
-        ema: True for averaged weights, False for the last ones; a length such as `"0.15"` for another average.
+        ema: True for averaged weights, False for the last ones; a length such as 0.15 for another average.
         net, sde: The network and the process, where the file holds those of your own classes.
 
     Raises:
         InputError: No such file, one that is damaged or no checkpoint, or one that needs `net` or `sde`.
     """
-    return Model(checkpoints.load(path, device=choose_device(str(device)), ema=ema, net=net, sde=sde))
+    average = ema if isinstance(ema, bool) else str(ema)
+    return Model(checkpoints.load(path, device=choose_device(str(device)), ema=average, net=net, sde=sde))
 
 
 def save(

@@ -7,6 +7,7 @@ input cannot work, with 1 where a run failed.
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
+from typing import TypeGuard
 
 
 class InputError(ValueError):
@@ -87,6 +88,12 @@ def require_positive(**values: float) -> None:
         require(is_number(value) and math.isfinite(value) and value > 0, f"`{name}` must be > 0, got {value!r}")
 
 
+def require_whole(**values: int) -> None:
+    """Raise `InputError` unless every keyword's value is a whole number above zero."""
+    for name, value in values.items():
+        require(is_whole(value) and value > 0, f"`{name}` must be a whole number > 0, got {value!r}")
+
+
 def require_one_of(name: str, value: str, known: Iterable[str]) -> None:
     """Raise `InputError` unless `value` is one of `known`."""
     known = list(known)
@@ -99,12 +106,12 @@ def require_kind(name: str, value: object, kind: type, example: str) -> None:
         raise InputError(f"`{name}` must be a {kind.__name__} such as {example}, got {shown_type(value)}")
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a real number, which True is not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Whether a value is a whole number, which True is not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 

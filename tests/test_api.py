@@ -101,7 +101,7 @@ def test_log_prob_is_in_nats_and_in_the_units_of_the_data(file: Path, points: Te
     torch.testing.assert_close(other, base - 2 * math.log(4), atol=1e-3, rtol=0)
     bits = plain.bits_per_dim(points[:4], **options)
     assert bits.mean == pytest.approx(float(-base.mean() / (2 * math.log(2))), rel=1e-9)
-    assert "±" in str(bits)
+    assert str(bits) == f"{bits.mean:.2f} ± {bits.half_width:.2f}"
 
 
 def test_values_may_be_an_array(model: sd.Model, points: Tensor) -> None:
@@ -193,7 +193,7 @@ def wrong_uses() -> list[tuple[str, Callable[[sd.Model], object], str]]:
         ("no batch", lambda m: m.log_prob(torch.zeros(2)), r"values\[None\]"),
         ("a list", lambda m: m.log_prob([[0.0, 0.0]]), r"`values` must be a tensor or an array"),
         ("complex numbers", lambda m: m.log_prob(x.to(torch.complex64)), r"`values` must be.*complex64"),
-        ("partners that are not there", lambda m: m.interpolate(x, x[:1]), r"partner for each of 2"),
+        ("partners that are not there", lambda m: m.interpolate(x, x[:1]), r"hold 2 partners, got 1"),
         ("a score at no time", lambda m: m.score(x, 2.0), r"`t` must be in \(0, 1\]"),
         ("a score at three times", lambda m: m.score(x, torch.ones(3)), r"one for each of 2 states"),
         ("a negative start", lambda m: m.sample(1, start=-1), r"`start` must be a whole number ≥ 0"),
@@ -209,6 +209,10 @@ def wrong_uses() -> list[tuple[str, Callable[[sd.Model], object], str]]:
         ("a list for a path", lambda m: sd.load(["a"]), r"`path` must be a path, as text or pathlib.Path, got a list"),
         ("a pretrained model's bare name", lambda m: sd.load("fashion_mnist_vp"), r"pretrained:fashion_mnist_vp"),
         ("a side for a shape", lambda m: sd.Continuous(2), r"`shape` must be the sides"),
+        ("data with NaN", lambda m: sd.TensorDataset(sd.Continuous((2,)), x / 0), r"`values` must be finite, got 4"),
+        ("grey values out of range", lambda m: sd.TensorDataset(sd.Discrete((2,), 4), x.int() + 4), r"from 0 to 3"),
+        ("a word for a budget", lambda m: sd.for_budget("ten"), r"`nfe` must be a whole number > 0, got 'ten'"),
+        ("an average that was not kept", lambda m: sd.load("pretrained:fashion_mnist_vp", ema=0.2), r"length 0.2"),
         ("fractions for whole numbers", lambda m: sd.TensorDataset(sd.Discrete((2,)), x), r"whole numbers.*float32"),
         ("a tensor for batches", lambda m: sd.sweep(x, batch=2, seed=0), r"`dataset` must be a Dataset such as Tensor"),
         ("a mapping for options", lambda m: sd.Trainer(m.score_model, sd.TensorDataset(sd.Continuous((2,)), x),

@@ -26,8 +26,8 @@ RANKS = {
     "sections": 7,
     "build": 8,
     "checkpoints": 9, "exchange": 9, "verify": 9,
-    "inference": 9, "api": 10,
-    "commands": 11,
+    "densities": 9, "inference": 10, "api": 11,
+    "commands": 12,
 }  # fmt: skip
 
 

@@ -2,16 +2,19 @@
 
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
 import sde_diffusion
+from sde_diffusion import data, likelihood, losses, networks, sde, solvers, training
 from sde_diffusion.config import Recipe
 from sde_diffusion.model import NOISE_CONDITIONINGS, PREDICTIONS
 from sde_diffusion.sections import REGISTRIES
 
 KINDS = [kind for kind in REGISTRIES if not issubclass(kind, Recipe)]
-SLOW = ("scipy", "torchdiffeq", "matplotlib", "sklearn", "torchvision", "click")
+PACKAGES = (data, likelihood, losses, networks, sde, solvers, training)
+SLOW = ("scipy", "torchdiffeq", "matplotlib", "sklearn", "torchvision", "tensorboard", "click")
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -25,6 +28,16 @@ def test_every_registry_and_its_rows_are_exported(kind: type) -> None:
     assert any(getattr(sde_diffusion, name) is registry for name in sde_diffusion.__all__)
     for row in registry.values():
         assert getattr(sde_diffusion, row.__name__) is row
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_the_registries_of_a_package_are_exported_with_their_classes(package: ModuleType) -> None:
+    """Those that no config names by a base class too, such as the time embeddings of the networks."""
+    registries = [name for name in package.__all__ if isinstance(getattr(package, name), dict)]
+    assert set(registries) <= set(sde_diffusion.__all__)
+    for name in registries:
+        rows = [row for row in getattr(package, name).values() if isinstance(row, type)]
+        assert {row.__name__ for row in rows} <= set(sde_diffusion.__all__)
 
 
 def test_the_functions_of_a_model_are_exported() -> None:

@@ -6,6 +6,7 @@ as it is needed. Values are in data units; `loader.py` makes batches in model co
 
 import math
 from abc import ABC, abstractmethod
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -81,8 +82,8 @@ class TensorDataset(Dataset):
         labels: (N,) class indices, or None for data without classes.
 
     Raises:
-        InputError: Values of another shape, labels without classes or classes without labels, or a label that is not
-            one of `spec.classes`.
+        InputError: Values of another shape, kind or range, labels without classes, classes without labels, or a label
+            that is not one of `spec.classes`.
     """
 
     in_memory = True
@@ -95,6 +96,7 @@ class TensorDataset(Dataset):
             f"`values` must have the shape (N, {', '.join(map(str, spec.shape))}) of their spec, "
             f"got {tuple(values.shape)}",
         )
+        spec.check_values(values)
         require(
             spec.levels is None or not values.is_floating_point(),
             f"`values` must be whole numbers, as those of discrete data are, got {values.dtype}; convert them, or give "
@@ -122,8 +124,10 @@ class TensorDataset(Dataset):
         return self.values[indices], None if self.labels is None else self.labels[indices]
 
     def to(self, device: torch.device | str) -> "TensorDataset":
-        labels = None if self.labels is None else self.labels.to(device)
-        return TensorDataset(self.spec, self.values.to(device), labels)
+        moved = copy(self)
+        moved.values = self.values.to(device)
+        moved.labels = None if self.labels is None else self.labels.to(device)
+        return moved
 
 
 def on_device(indices: Tensor, device: torch.device) -> Tensor:

@@ -1,6 +1,6 @@
 """What a program gives: values, states and classes, checked against the units of the data."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,20 +8,18 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.data.spec import DataSpec
-from sde_diffusion.errors import InputError, is_whole, require, shown_type
+from sde_diffusion.errors import InputError, is_whole, require, require_whole, shown_type
 
 Label = int | str | Sequence[int | str] | Tensor | None
 """A class by index or name, or one for each example; None for no class."""
 
 
-def labels_in_turn(spec: DataSpec, label: Label) -> Tensor | None:
-    """The classes that samples take in turn, (n,); None for no class."""
-    if label is None:
-        return None
+def labels_in_turn(spec: DataSpec, label: Label) -> Tensor:
+    """The classes that samples take in turn, (n,); −1 for no class."""
     if isinstance(label, str) and label == "all" and "all" not in spec.classes:
         require(len(spec.classes) > 0, f"`label` = 'all' needs classes, but {spec.name} has none")
         return torch.arange(len(spec.classes))
-    found = class_indices(spec, label)
+    found = torch.tensor(-1) if label is None else class_indices(spec, label)
     return found[None] if found.ndim == 0 else found
 
 
@@ -33,6 +31,12 @@ def labels_of(spec: DataSpec, label: Label, count: int) -> Tensor:
         f"`label` must be one class, or one for each of {count} examples, got {found.numel()}",
     )
     return found.expand(count) if found.ndim == 0 else found
+
+
+def spans(count: int, batch: int, start: int = 0) -> Iterator[tuple[int, int]]:
+    """First index and size of the batches that cover `count` examples from `start` on."""
+    require_whole(batch=batch)
+    return ((first, min(batch, start + count - first)) for first in range(start, start + count, batch))
 
 
 def class_indices(spec: DataSpec, label: Label) -> Tensor:
@@ -68,17 +72,8 @@ def value_tensor(spec: DataSpec, values: Any, device: torch.device) -> Tensor:
         f"`values` must have the shape (B, {', '.join(map(str, spec.shape))}), got {tuple(data.shape)}"
         + ("; add the side of the batch: values[None]" if tuple(data.shape) == spec.shape else ""),
     )
-    if data.is_floating_point():
-        wrong = int((~data.isfinite()).sum())
-        require(wrong == 0, f"`values` must be finite, got {wrong} numbers that are NaN or infinite")
+    spec.check_values(data)
     if spec.levels is not None:
-        low, high = data.min().item(), data.max().item()
-        whole = not data.is_floating_point() or bool((data == data.round()).all())
-        require(
-            whole and low >= 0 and high < spec.levels,
-            f"`values` must be whole numbers from 0 to {spec.levels - 1}, the grey values of {spec.name}, "
-            f"got {'numbers' if whole else 'fractions'} from {low:g} to {high:g}",
-        )
         data = data.to(spec.dtype)
     return data.to(device)
 

@@ -188,6 +188,29 @@ class DataSpec:
                 f"({', '.join(self.classes[:10])}{', …' if len(self.classes) > 10 else ''}), got {int(wrong[0])}"
             )
 
+    def check_values(self, values: Tensor, source: str = "values") -> None:
+        """Check that numbers may be values of this data, in its units.
+
+        Args:
+            values: Any shape.
+            source: What the message calls them.
+
+        Raises:
+            InputError: NaN or infinity; for discrete data also a fraction, or a value outside 0 … levels − 1.
+        """
+        if values.is_floating_point() and not bool(values.isfinite().all()):
+            wrong = int((~values.isfinite()).sum())
+            raise InputError(f"`{source}` must be finite, got {wrong} numbers that are NaN or infinite")
+        if self.levels is None or values.numel() == 0:
+            return
+        low, high = values.min().item(), values.max().item()
+        whole = not values.is_floating_point() or bool((values == values.round()).all())
+        require(
+            whole and low >= 0 and high < self.levels,
+            f"`{source}` must be whole numbers from 0 to {self.levels - 1}, the grey values of {self.name}, "
+            f"got {'numbers' if whole else 'fractions'} from {low:g} to {high:g}",
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, which `from_dict` reads back."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

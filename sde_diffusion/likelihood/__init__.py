@@ -17,7 +17,7 @@ from sde_diffusion.likelihood.flow_dequantisation import BinFlow, FlowDequantisa
 from sde_diffusion.likelihood.gaussian import GaussianReference
 from sde_diffusion.likelihood.ledger import LedgerOptions, LedgerRow, ledger
 from sde_diffusion.likelihood.scoring import Examples, Scores
-from sde_diffusion.likelihood.summary import Interval, mean_interval, probe_half_width, t_quantile
+from sde_diffusion.likelihood.summary import BitsPerDim, Interval, mean_interval, probe_half_width, t_quantile
 from sde_diffusion.likelihood.targets import Levels, Points, Target
 from sde_diffusion.likelihood.tolerance import Goal, Outcome, Scoring
 from sde_diffusion.likelihood.truncation import prior_gap, truncation_error
@@ -32,6 +32,7 @@ __all__ = [
     "DEQUANTISATIONS",
     "DIVERGENCES",
     "BinFlow",
+    "BitsPerDim",
     "Bound",
     "Cells",
     "Dequantisation",

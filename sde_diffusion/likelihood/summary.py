@@ -22,6 +22,16 @@ class Interval(NamedTuple):
         return self.mean, None if math.isnan(self.half_width) else self.half_width
 
 
+class BitsPerDim(Interval):
+    """A mean number of bits per dimension with its interval, printed as `1.92 ± 0.03`."""
+
+    def __str__(self) -> str:
+        digits = 2
+        if 0 < self.half_width < 0.01:
+            digits = -math.floor(math.log10(self.half_width))
+        return f"{self.mean:.{digits}f} ± {self.half_width:.{digits}f}"
+
+
 def t_quantile(confidence: float, df: float) -> float:
     """The q with P(|t| ≤ q) = `confidence` for Student's t with `df` degrees of freedom; 1.96 for 0.95 and infinite df.
 

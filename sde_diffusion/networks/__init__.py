@@ -11,7 +11,7 @@ from sde_diffusion.networks.base import Network
 from sde_diffusion.networks.classifier import CLASSIFIERS, Encoder, VectorClassifier
 from sde_diffusion.networks.coupling import CouplingFlow
 from sde_diffusion.networks.dit import DiT
-from sde_diffusion.networks.embedding import EMBEDDINGS
+from sde_diffusion.networks.embedding import EMBEDDINGS, GaussianFourier, Sinusoidal
 from sde_diffusion.networks.mlp import MLP
 from sde_diffusion.networks.ncsnpp import DDPMpp, NCSNpp
 from sde_diffusion.networks.unet import UNet
@@ -27,8 +27,10 @@ __all__ = [
     "DDPMpp",
     "DiT",
     "Encoder",
+    "GaussianFourier",
     "NCSNpp",
     "Network",
+    "Sinusoidal",
     "UNet",
     "VectorClassifier",
 ]

@@ -4,7 +4,7 @@ from sde_diffusion.solvers.adaptive import AdaptiveODE
 from sde_diffusion.solvers.adaptive_sde import AdaptiveSDE
 from sde_diffusion.solvers.ancestral import Ancestral
 from sde_diffusion.solvers.base import GridSolver, ReverseProcess, Solver
-from sde_diffusion.solvers.budget import Plan, for_budget, within
+from sde_diffusion.solvers.budget import Plan, for_budget, spend, within
 from sde_diffusion.solvers.correctors import CORRECTORS, AnnealedLangevin, Corrector, Langevin
 from sde_diffusion.solvers.ddim import DDIM
 from sde_diffusion.solvers.deis import DEIS
@@ -72,5 +72,6 @@ __all__ = [
     "TorchdiffeqODE",
     "UniPC",
     "for_budget",
+    "spend",
     "within",
 ]

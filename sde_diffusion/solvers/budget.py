@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sde_diffusion.errors import require, require_positive
+from sde_diffusion.errors import InputError, require, require_whole
 from sde_diffusion.sde import SDE
-from sde_diffusion.solvers.base import GridSolver
+from sde_diffusion.solvers.base import GridSolver, Solver
 from sde_diffusion.solvers.dpmpp_sde_2m import DPMppSDE2M
 from sde_diffusion.solvers.unipc import UniPC
 
@@ -87,7 +87,7 @@ def within(solver: GridSolver, nfe: int, *, denoise: bool | None = None, level: 
     Raises:
         InputError: `nfe` is not enough for one step.
     """
-    require_positive(nfe=nfe)
+    require_whole(nfe=nfe)
     cost = solver.evaluations
     if denoise is None:
         denoise = nfe > cost
@@ -98,6 +98,22 @@ def within(solver: GridSolver, nfe: int, *, denoise: bool | None = None, level: 
         f"{' and the final denoising 1' if denoise else ''}",
     )
     return Plan(replace(solver, steps=steps), denoise, level if denoise else None)
+
+
+def spend(nfe: int, solver: Solver | None = None, *, denoise: bool | None = None) -> Plan:
+    """How `nfe` score evaluations are spent: by `for_budget`, or in as many steps of `solver` as they allow.
+
+    Raises:
+        InputError: `nfe` is not enough for one step, or `solver` chooses its own steps.
+    """
+    if solver is None:
+        return for_budget(nfe, denoise=denoise)
+    if not isinstance(solver, GridSolver):
+        raise InputError(
+            f"`nfe` cannot set the steps of {type(solver).__name__}, which chooses them by its tolerances; "
+            f"leave `solver` or `nfe` out"
+        )
+    return within(solver, nfe, denoise=denoise)
 
 
 def for_budget(nfe: int, *, stochastic: bool = False, denoise: bool | None = None) -> Plan:
@@ -111,6 +127,7 @@ def for_budget(nfe: int, *, stochastic: bool = False, denoise: bool | None = Non
     Raises:
         InputError: `nfe` is not enough for one step.
     """
+    require_whole(nfe=nfe)
     table = STOCHASTIC if stochastic else DETERMINISTIC
     choice = next(row for row in table if row.up_to is None or nfe <= row.up_to)
     return within(choice.solver, nfe, denoise=denoise, level=choice.level)

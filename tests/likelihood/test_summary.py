@@ -7,7 +7,7 @@ import torch
 from scipy.stats import norm, t
 
 from sde_diffusion.errors import InputError
-from sde_diffusion.likelihood import Interval, mean_interval, probe_half_width
+from sde_diffusion.likelihood import BitsPerDim, Interval, mean_interval, probe_half_width
 from sde_diffusion.rng import generator
 from tests.conftest import assert_mean, f64
 
@@ -48,3 +48,12 @@ def test_errors() -> None:
         mean_interval(f64([1.0, math.inf]))
     with pytest.raises(InputError, match="`standard_errors` must be finite"):
         probe_half_width(f64([math.nan]))
+
+
+@pytest.mark.parametrize(
+    ("half_width", "shown"),
+    [(0.0267, "1.92 ± 0.03"), (0.00312, "1.923 ± 0.003"), (0.2, "1.92 ± 0.20"), (0.0, "1.92 ± 0.00")],
+)
+def test_bits_per_dim_print_as_many_digits_as_their_interval_bears(half_width: float, shown: str) -> None:
+    assert str(BitsPerDim(1.9234, half_width)) == shown
+    assert str(BitsPerDim(1.9234, math.nan)) == "1.92 ± nan"

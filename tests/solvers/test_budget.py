@@ -88,7 +88,7 @@ def test_every_budget_is_spent_to_the_last_evaluation(stochastic: bool) -> None:
 
 @pytest.mark.parametrize("nfe", [0, -3])
 def test_a_budget_of_nothing_is_refused(nfe: int) -> None:
-    with pytest.raises(InputError, match=f"`nfe` must be > 0, got {nfe}"):
+    with pytest.raises(InputError, match=f"`nfe` must be a whole number > 0, got {nfe}"):
         for_budget(nfe)
 
 
