@@ -29,6 +29,7 @@ Examples:
   sde-diffusion likelihood --limit 100
   sde-diffusion interpolate --pair 3 17
   sde-diffusion verify
+  sde-diffusion configs
 """
 
 
@@ -37,6 +38,22 @@ Examples:
 def cli() -> None:
     """Train score-based diffusion models, sample them, and score data in bits/dim."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    logging.root.handlers[0].addFilter(_Once())
+
+
+class _Once(logging.Filter):
+    """Lets each warning through once: a network that is built twice has the same to say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in self._seen
+        if record.levelno >= logging.WARNING:
+            self._seen.add(message)
+        return new
 
 
 for command in (train, classifier, sample, likelihood, encode, decode, interpolate, verify, import_, export, configs):

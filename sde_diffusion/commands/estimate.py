@@ -20,7 +20,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sde_diffusion.build import Config, build_trainer, count_parameters
 from sde_diffusion.data import Batch, DataSpec, training_batches
-from sde_diffusion.errors import InputError
 from sde_diffusion.memory import Growth, free_memory, is_shortage, readable
 from sde_diffusion.perf import recompute, resolve_precision
 from sde_diffusion.training import RunFolder, Trainer
@@ -46,17 +45,17 @@ class Flops:
 
 
 def print_estimate(config: Config, device: torch.device, tell: Callable[[str], object], *, ranks: int = 1) -> None:
-    """Tell parameters, FLOPs, memory, time and the largest batch, line by line; nothing can fail for it.
+    """Print parameters, FLOPs, memory, time and the largest batch, line by line.
 
     Args:
         tell: Takes a line.
         ranks: Number of processes that share a batch.
+
+    Raises:
+        InputError: Data that cannot be read, or a config that cannot be trained.
     """
     try:
         lines = list(estimate(config, device, ranks))
-    except InputError as error:
-        tell(f"no estimate: {error}")
-        return
     except (RuntimeError, MemoryError) as error:
         if not is_shortage(error):
             raise

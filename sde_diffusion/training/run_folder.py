@@ -19,6 +19,7 @@ from sde_diffusion.errors import InputError
 from sde_diffusion.files import as_path, write_atomically
 from sde_diffusion.training.checkpoint import SUFFIX, Checkpoint, save_checkpoint
 
+LOCK = "lock"
 _held: set[int] = set()  # locks of this process
 
 
@@ -47,14 +48,19 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the run: a second process is refused as long as this one lives, however it ends.
 
+        A folder that has nothing in it at the end goes again, if it was made for this.
+
         Raises:
             InputError: Another process holds the run, or the folder cannot be written.
         """
+        made = [path for path in (self.path / LOCK, self.path, *self.path.parents) if not path.exists()]
         handle = self._open_lock()
         _held.add(handle)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(handle).st_nlink == 0:  # the other process was refused, and has just removed the folder
+                    raise BlockingIOError
             except BlockingIOError:
                 holder = os.pread(handle, 32, 0).decode(errors="replace").strip() or "unknown"
                 raise InputError(
@@ -68,15 +74,26 @@ class RunFolder:
             with contextlib.suppress(OSError):  # a full disk: the name of the holder is a courtesy
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, str(os.getpid()).encode(), 0)
-            yield
+            try:
+                yield
+            finally:
+                self._remove_empty(made)
         finally:
             _held.discard(handle)
             os.close(handle)
 
+    def _remove_empty(self, made: list[Path]) -> None:
+        """Remove a lock and folders, innermost first, that were made for this run and have nothing else in them."""
+        with contextlib.suppress(OSError):  # a folder above has other files by now, or is gone
+            if made and os.listdir(self.path) == [LOCK]:
+                made[0].unlink()
+                for folder in made[1:]:
+                    folder.rmdir()
+
     def _open_lock(self) -> int:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            return os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            return os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
             raise InputError(f"cannot write to the run folder {self.path}: {reason}; choose another --out") from None

@@ -86,11 +86,13 @@ def test_another_number_of_examples_is_another_order(tmp_path: Path, count: int)
     options = (*options, "--set", "data.test_fraction=0.0", "--set", "data.validation=1", "--steps", "3")
     outcome = invoke("train", *options, "--out", run)
     assert outcome.code == 2
-    message = f"split of the run {run} had 11 examples and now has {count - 1}; restore the data, or go on with what is"
+    message = (
+        f"split of the run {run} had 11 examples and now has {count - 1}; restore the data, or continue with what is"
+    )
     assert message in outcome.error
     outcome = invoke("train", *options, "--out", run, "--set", "training.changed_data=accept")
     assert outcome.code == 0
-    assert f"{count - 1} examples where there were 11: another order from here on" in outcome.err
+    assert f"there are {count - 1} examples instead of 11; from here on they come in another order" in outcome.err
     assert last_checkpoint(run).meta["examples"] == count - 1
 
 

@@ -19,7 +19,7 @@ from sde_diffusion.data import DataSpec
 from sde_diffusion.memory import Growth, peak_memory
 from sde_diffusion.networks import NETWORKS
 from sde_diffusion.perf import PerfConfig
-from tests.commands.running import TINY, Outcome, succeed
+from tests.commands.running import TINY, Outcome, invoke, succeed
 from tests.conformance.test_networks import SMALL
 
 CPU = torch.device("cpu")
@@ -145,9 +145,18 @@ def test_long_steps_are_reckoned_from_short_ones(monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_data_there_is_no_estimate(tmp_path: Path) -> None:
-    outcome = succeed("train", "--set", f"data={{name: mnist, root: {tmp_path}}}", "--dry-run")
-    assert outcome.err.startswith("no estimate: ")
-    assert yaml.safe_load(outcome.out)["data"]["name"] == "mnist"
+    for more in ((), ("--no-estimate",)):
+        outcome = invoke("train", "--set", f"data={{name: mnist, root: {tmp_path}}}", "--dry-run", *more)
+        assert outcome.code == 2, "the run could not begin"
+        assert outcome.error.startswith("error: ")
+        assert yaml.safe_load(outcome.out)["data"]["name"] == "mnist"
+
+
+def test_it_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "without_numbers", None)
+    outcome = asked("--no-estimate")
+    assert outcome.err == ""
+    assert "training" in yaml.safe_load(outcome.out)
 
 
 def test_numbers_for_people() -> None:

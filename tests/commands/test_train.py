@@ -45,7 +45,7 @@ def test_a_run_keeps_its_precision_on_another_cpu_and_says_what_that_costs(
     assert "training.precision was" not in outcome.err
     outcome = succeed(*command, 3, "--set", "training.precision=float32")
     assert "in float32\n" in outcome.out
-    assert "training.precision was bfloat16 and is now float32: another run from here on" in outcome.err
+    assert "training.precision is now float32 instead of bfloat16; the result will differ" in outcome.err
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["training"]["precision"] == "float32"
     on_a_cpu_with(monkeypatch, "AMX", 0.5)
     outcome = succeed(*command, 4)  # `auto` again: the run's own
@@ -68,10 +68,12 @@ def test_more_steps_before_the_cooldown_are_the_same_run(tmp_path: Path) -> None
         newest, Checkpoint(stored.tensors, stored.meta | {"config": stored.meta["config"] | {"training": training}})
     )
     outcome = succeed(*command, tmp_path / "parts", "--steps", 12)
-    assert "learning rate" not in outcome.out
+    assert "learning rate" not in outcome.err
     assert same_bits(last_checkpoint(tmp_path / "whole"), last_checkpoint(tmp_path / "parts"))
     outcome = succeed(*command, tmp_path / "whole", "--steps", 14)
-    assert "the learning rate now falls over 14 steps, not 12: another run from here on" in outcome.out
+    assert "the learning rate now falls until step 14 instead of 12; the result will differ" in outcome.err
+    refused = invoke(*command, tmp_path / "whole", "--steps", 20, "--set", "training.batch=8")
+    assert "learning rate" not in refused.error, "nothing is said of what will not be done"
 
 
 def test_a_run_leaves_its_config_checkpoint_metrics_and_picture(tmp_path: Path) -> None:
@@ -106,7 +108,8 @@ def test_dry_run_prints_a_config_that_is_itself(tmp_path: Path) -> None:
 
 def test_a_finished_run_says_so_and_can_be_given_more_steps(tmp_path: Path) -> None:
     run = train(tmp_path / "run", steps=2)
-    assert "already has 2 steps; --steps 1002 goes on" in succeed("train", *TINY, "--steps", 2, "--out", run).out
+    outcome = succeed("train", *TINY, "--steps", 2, "--out", run)
+    assert f"already has 2 steps; to go on: python cli.py train --resume {run} --steps 1002" in outcome.out
     outcome = succeed("train", *TINY, "--steps", 4, "--set", "training.log_every=1", "--out", run)
     assert "resuming" in outcome.out
     assert "from step 2 to 4" in outcome.out
@@ -119,11 +122,57 @@ def test_another_config_on_a_run_is_refused_by_its_key(tmp_path: Path) -> None:
     for key, value, old in (("training.batch", 32, 16), ("sde.beta.max", 10.0, 20.0), ("seed", 3, 0)):
         outcome = invoke("train", *TINY, "--steps", 9, "--out", run, "--set", f"{key}={value}")
         assert outcome.code == 2
-        assert f"was started with {key} = {old}, not {value}; resume it with its own" in outcome.error
+        assert f"was started with {key} = {old}, not {value}; continue it as it is: " in outcome.error
+        assert f": python cli.py train --resume {run}; or start another" in outcome.error
     assert (run / "config.yaml").read_text() == before
     free = ("training.keep=5", "training.preview.rtol=0.2", "likelihood.batch=7")
     free += ("training.save_every=1", "training.snapshot_every=3")
     succeed("train", *TINY, "--steps", 2, "--out", run, *(part for item in free for part in ("--set", item)))
+
+
+def test_a_run_is_resumed_by_its_folder_alone(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", "--sde", "ve", steps=4)
+    run = train(tmp_path / "run", "--sde", "ve", steps=4)
+    (run / "checkpoints" / "step_00000004.safetensors").unlink()
+    again = succeed("train", "--resume", run)  # as after a kill before the first checkpoint
+    assert f"training {run} from step 0 to 4" in again.out
+    assert same_bits(last_checkpoint(whole), last_checkpoint(run))
+    more = succeed("train", "--resume", run, "--steps", 6, "--set", "training.keep=1")
+    assert f"resuming {run} from step 4 to 6" in more.out
+    config = last_checkpoint(run).meta["config"]
+    assert (config["sde"]["name"], config["training"]["keep"]) == ("ve", 1)
+    assert "was started with sde.name = ve, not vp" in invoke("train", "--resume", run, "--sde", "vp").error
+    for name, value in (("--config", "digits_vp"), ("--out", tmp_path)):
+        assert f"drop {name}" in invoke("train", "--resume", run, name, value).error
+    assert "there is no run in" in invoke("train", "--resume", tmp_path / "none").error
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_that_is_refused_leaves_nothing_behind(tmp_path: Path) -> None:
+    missing = ("--set", f"data={{name: images, root: {tmp_path / 'nowhere'}}}")
+    assert invoke("train", *missing, "--out", tmp_path / "runs" / "a").code == 2
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    assert invoke("train", *missing, "--out", tmp_path / "mine").code == 2
+    assert (tmp_path / "mine").is_dir()
+    assert not list((tmp_path / "mine").iterdir())
+
+
+def test_a_warning_is_printed_once() -> None:
+    outcome = succeed("train", "--set", "model.network.attention=[5]", "--set", "training.batch=2", "--dry-run")
+    (line,) = [line for line in outcome.err.splitlines() if "attention" in line]
+    assert "5" in line
+
+
+def test_a_dry_run_explains_each_key_and_shows_what_training_reads() -> None:
+    out = succeed("train", "--dry-run", "--no-estimate").out
+    assert set(yaml.safe_load(out)) == {"seed", "sde", "data", "model", "loss", "training", "perf"}
+    assert re.search(r"^  steps: 1000 +# Optimizer steps in all\.", out, re.MULTILINE)
+    assert re.search(r"^    max: 20\.0 +# β\(1\), ≥ `min`\.", out, re.MULTILINE)
+    keys = [line for line in out.splitlines() if re.match(r" *\w+:", line)]
+    bare = [line for line in keys if "#" not in line]
+    assert bare == ["model:", "loss:", "training:", "perf:"]
+    assert max(map(len, out.splitlines())) <= 120
 
 
 def test_a_checkpoint_of_fewer_options_takes_the_defaults(tmp_path: Path) -> None:
