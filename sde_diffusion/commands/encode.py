@@ -1,29 +1,21 @@
 """`encode`: data to latents, and back to see what the way costs."""
 
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sde_diffusion.build import plain_config
-from sde_diffusion.commands.common import (
-    Loaded,
-    checkpoint_options,
-    ema_options,
-    make_folder,
-    shared_options,
-    show_config,
-    write_json,
-)
+from sde_diffusion.commands.common import Options, checkpoint_options, result_options, show_config
 from sde_diffusion.commands.examples import file_facts, open_examples
-from sde_diffusion.commands.fitting import fitting
-from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
+from sde_diffusion.commands.growing import Rows, spans
 from sde_diffusion.commands.guiding import OWN, announce, class_options
+from sde_diffusion.commands.job import Job, run_job
 from sde_diffusion.commands.latents import (
+    between,
     compare_with_prior,
     interval,
     shown,
@@ -33,7 +25,9 @@ from sde_diffusion.commands.latents import (
     with_error,
 )
 from sde_diffusion.commands.naming import results_folder
+from sde_diffusion.commands.session import Session
 from sde_diffusion.commands.solving import open_to_solve, solver_options
+from sde_diffusion.config import Raw
 from sde_diffusion.data import Batch, Dataset, DataSpec, sweep
 from sde_diffusion.data.base import Split
 from sde_diffusion.errors import InputError, require
@@ -67,101 +61,88 @@ PICTURED, POINTS = 12, 5000  # most examples in the picture: images, and points 
 @class_options(OWN, help="Class the model is told, of a conditional one; own: each example's; -1 for none (default).")
 @click.option("--check/--no-check", default=True, show_default=True, help="Decode again and report the error.")
 @click.option("--dequantise/--no-dequantise", default=True, show_default=True, help="Noise, or the centres of bins.")
-@ema_options
-@shared_options
+@result_options
 def encode(
-    checkpoint: Path | None,
+    options: Options,
     data_file: Path | None,
-    config_file: Path | None,
-    assignments: tuple[str, ...],
-    seed: int | None,
-    device: str,
-    out: Path | None,
-    dry_run: bool,
-    ema: bool | str,
     **given: Any,
 ) -> None:
     """Carry data to the latents of CHECKPOINT, a file or a run's folder; of the newest run without one."""
     require(not (data_file and given["split"]), "--file and --split exclude each other; drop one")
-    loaded, asked = open_to_solve(checkpoint, config_file, assignments, given | {"seed": seed}, device=device, ema=ema)
-    config = loaded.trained.config
+    session, asked = open_to_solve(options, given)
+    config = session.trained.config
     require_deterministic(config.sampling.solver)
-    announce(loaded, dry_run=dry_run)
+    announce(session, dry_run=options.dry_run)
     split: Split = given["split"] or "test"
     how = {"split": data_file.stem if data_file else split} | {
         key: given[key] for key in ("start", "limit", "check", "dequantise")
     }
     how["own_labels"] = given["label"] == OWN
-    if dry_run:
+    if options.dry_run:
         show_config({"seed": config.seed, "encode": how, "sampling": plain_config(config)["sampling"]})
         return
-    dataset = open_examples(loaded.trained, split, data_file)
-    head = f"encode_{how['split']}_{solver_name(loaded)}_seed{config.seed}"
+    dataset = open_examples(session.trained, split, data_file)
+    head = f"encode_{how['split']}_{solver_name(session)}_seed{config.seed}"
     more = {key: how[key] for key in ("start", "limit")} | {
         f"no_{key}": not how[key] for key in ("check", "dequantise")
     }
     word = OWN if how["own_labels"] else None
-    folder = out or results_folder(loaded, head, asked, ema=ema, **more, label=word)
-    _run(loaded, dataset, folder, loaded.facts() | file_facts(data_file) | {"ema": ema, "encode": how})
-
-
-def _run(loaded: Loaded, dataset: Dataset, folder: Path, facts: dict[str, Any]) -> None:
-    clock, how = time.perf_counter(), facts["encode"]
+    folder = options.out or results_folder(session, head, "sampling", asked, **more, label=word)
     require(
         how["start"] < len(dataset), f"`--start` must be < {len(dataset)}, the size of the data, got {how['start']}"
     )
-    fixed = {key: value for key, value in facts.items() if key != "checkpoint"}
-    store = GrowingArrays(make_folder(folder) / "latents.npz", fixed, loaded.ranks)
-    _encode_all(loaded, dataset, store, how)
-    store.finish(without=("decoded", "nfe"))
-    if not loaded.ranks.main:
-        return
-    columns = {name: torch.from_numpy(values) for name, values in store.arrays.items()}
-    report = _report(loaded, columns) | {"seconds": time.perf_counter() - clock}
-    write_json(folder / "encode.json", facts | report)
-    _picture(folder / "encode.png", loaded, dataset, columns)
-    _print(loaded, report, how["split"])
-    click.echo(f"wrote {folder / 'latents.npz'}, encode.json, encode.png")
+    facts = session.facts() | file_facts(data_file) | {"encode": how}
+    run_job(session, folder, _job(session, dataset, folder, facts), options)
 
 
-def _encode_all(loaded: Loaded, dataset: Dataset, store: GrowingArrays, how: dict[str, Any]) -> None:
-    """Encode what `store` lacks, batch by batch."""
-    config, begin = loaded.trained.config, how["start"]
+def _job(session: Session, dataset: Dataset, folder: Path, facts: Raw) -> Job:
+    config, how = session.trained.config, facts["encode"]
+    begin = how["start"]
     stop = len(dataset) if how["limit"] is None else min(len(dataset), begin + how["limit"])
 
-    def compute(first: int, count: int) -> Rows:
-        _, batch = next(
-            sweep(
-                dataset,
-                batch=count,
-                seed=config.seed,
-                device=loaded.device,
-                dequantise=how["dequantise"],
-                start=first,
-                limit=count,
-            )
-        )
-        labels = _labels(loaded, batch, first, own=how["own_labels"])
-        latents = to_latents(loaded, batch.x, labels, first)
-        rows = {
-            "z": latents.x,
-            "index": torch.arange(first, first + count),
-            "nfe": torch.full((count,), latents.nfe),
-        }
-        if batch.label is not None:
-            rows["labels"] = batch.label
-        if how["check"]:
-            rows |= _there_and_back(loaded.trained.spec, batch.x, undo(loaded, latents.x, labels, first).x)
-        return {name: value.cpu().numpy() for name, value in rows.items()}
+    def finish(rows: Rows, seconds: float) -> tuple[Raw, list[str]]:
+        columns = {name: torch.from_numpy(values) for name, values in rows.items()}
+        report = _report(session, columns) | {"seconds": seconds}
+        _picture(folder / "encode.png", session, dataset, columns)
+        return report, _lines(session, report, how["split"])
 
-    with tqdm(total=stop - begin, unit="img", disable=None) as bar:
-        store.fill(spans(begin, stop, config.sampling.batch), fitting(loaded, compute), bar)
+    return Job(
+        files=("latents.npz", "encode.json", "encode.png"),
+        arrays="latents.npz",
+        facts=facts,
+        spans=spans(begin, stop, config.sampling.batch),
+        compute=partial(_encode, session, dataset, how),
+        finish=finish,
+        without=("decoded", "nfe"),
+    )
 
 
-def _labels(loaded: Loaded, batch: Batch, first: int, *, own: bool) -> Tensor:
+def _encode(session: Session, dataset: Dataset, how: Raw, first: int, count: int) -> Rows:
+    """The examples `first … first + count − 1`, there and, if that is wanted, back."""
+    batches = sweep(
+        dataset,
+        batch=count,
+        seed=session.trained.config.seed,
+        device=session.device,
+        dequantise=how["dequantise"],
+        start=first,
+        limit=count,
+    )
+    _, batch = next(batches)
+    labels = _labels(session, batch, first, own=how["own_labels"])
+    latents = to_latents(session, batch.x, labels, first)
+    rows = {"z": latents.x, "index": torch.arange(first, first + count), "nfe": torch.full((count,), latents.nfe)}
+    if batch.label is not None:
+        rows["labels"] = batch.label
+    if how["check"]:
+        rows |= _there_and_back(session.trained.spec, batch.x, undo(session, latents.x, labels, first).x)
+    return {name: value.cpu().numpy() for name, value in rows.items()}
+
+
+def _labels(session: Session, batch: Batch, first: int, *, own: bool) -> Tensor:
     """The classes that the model is told, (B,)."""
     if not own:
-        return loaded.trained.config.sampling.labels(first, len(batch.x))
+        return session.trained.config.sampling.labels(first, len(batch.x))
     if batch.label is None:
         raise InputError(
             f"--label {OWN} needs examples with labels, but these have none; name a class, or leave it out"
@@ -179,8 +160,8 @@ def _there_and_back(spec: DataSpec, x: Tensor, back: Tensor) -> dict[str, Tensor
     return rows
 
 
-def _report(loaded: Loaded, columns: dict[str, Tensor]) -> dict[str, Any]:
-    spec, sde = loaded.trained.spec, loaded.trained.model.sde
+def _report(session: Session, columns: dict[str, Tensor]) -> dict[str, Any]:
+    spec, sde = session.trained.spec, session.trained.model.sde
     report: dict[str, Any] = {
         "examples": len(columns["z"]),
         "nfe": [int(columns["nfe"].min()), int(columns["nfe"].max())],
@@ -200,34 +181,29 @@ def _report(loaded: Loaded, columns: dict[str, Tensor]) -> dict[str, Any]:
     return report
 
 
-def _print(loaded: Loaded, report: dict[str, Any], what: str) -> None:
-    z, count = report["z"], report["examples"]
-    spec = loaded.trained.spec
-    low, high = report["nfe"]
-    evaluations = f"{low}–{high}" if low < high else str(low)
-    click.echo(
+def _lines(session: Session, report: Raw, what: str) -> list[str]:
+    """The report for people."""
+    z, count, spec = report["z"], report["examples"], session.trained.spec
+    lines = [
         f"{count} example{'s' if count > 1 else ''}, {what} of {spec.name}, from t = {report['t'][0]:g} to "
-        f"{report['t'][1]:g}; {evaluations} score evaluations each way, {report['seconds']:.1f} s"
-    )
-    click.echo(
+        f"{report['t'][1]:g}; {between(*report['nfe'])} score evaluations each way, {report['seconds']:.1f} s",
         f"latents: mean {z['mean']:.3g}, std {z['std']:.4g}, norm {with_error(z, 'norm')}; "
-        f"the prior's: 0, {z['prior_std']:.4g}, {z['prior_norm']:.4g}"
-    )
-    if "round_trip" not in report:
-        return
-    back = report["round_trip"]
-    unit = "data units" if spec.levels is None else "levels"
-    click.echo(
-        f"there and back: rms {with_error(back, 'rms')} per example, at most {back['rms_max']:.2g}, any number "
-        f"{back['largest']:.2g}, in model coordinates; rms {with_error(back, 'rms_in_data_units')} {unit}"
-        + (f"; {100 * back['exact']:.3f} % of the numbers come back exactly" if "exact" in back else "")
-    )
+        f"the prior's: 0, {z['prior_std']:.4g}, {z['prior_norm']:.4g}",
+    ]
+    if "round_trip" in report:
+        back, unit = report["round_trip"], "data units" if spec.levels is None else "levels"
+        lines.append(
+            f"there and back: rms {with_error(back, 'rms')} per example, at most {back['rms_max']:.2g}, any number "
+            f"{back['largest']:.2g}, in model coordinates; rms {with_error(back, 'rms_in_data_units')} {unit}"
+            + (f"; {100 * back['exact']:.3f} % of the numbers come back exactly" if "exact" in back else "")
+        )
+    return lines
 
 
-def _picture(path: Path, loaded: Loaded, dataset: Dataset, columns: dict[str, Tensor]) -> None:
-    count = PICTURED if loaded.trained.spec.is_image else POINTS
+def _picture(path: Path, session: Session, dataset: Dataset, columns: dict[str, Tensor]) -> None:
+    count = PICTURED if session.trained.spec.is_image else POINTS
     originals = dataset.fetch(columns["index"][:count])[0]
-    states = [originals, shown(loaded, columns["z"][:count])]
+    states = [originals, shown(session, columns["z"][:count])]
     states += [columns["decoded"][:count]] if "decoded" in columns else []
     titles = ["data", "latents, scaled", "reconstructions"][: len(states)]
-    save_rows(path, loaded.trained.spec, states, titles)
+    save_rows(path, session.trained.spec, states, titles)

@@ -9,11 +9,11 @@ from sde_diffusion.commands.asked import flags, request
 from sde_diffusion.commands.common import (
     checkpoint_options,
     ema_options,
-    load,
     make_folder,
     shared_options,
     show_config,
 )
+from sde_diffusion.commands.session import load
 from sde_diffusion.exchange import FORMATS
 from sde_diffusion.registry import lookup
 
@@ -44,10 +44,10 @@ def export(
     """Write the model of CHECKPOINT, a file or a run's folder, to the folder --out; of the newest run without one."""
     form = lookup(FORMATS, name, "format")()
     wanted = request(config_file, assignments, flags({"seed": seed}, {"seed": "seed"}))
-    loaded = load(checkpoint, wanted, device=device, ema=ema)
-    click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}")
+    session = load(checkpoint, wanted, device=device, ema=ema)
+    click.echo(f"{'# ' if dry_run else ''}{session.describe()}")
     if dry_run:
-        show_config(plain_config(loaded.trained.config))
+        show_config(plain_config(session.trained.config))
         return
-    for file in form.write(loaded.trained, make_folder(out or loaded.folder / name)):
+    for file in form.write(session.trained, make_folder(out or session.folder / name)):
         click.echo(f"wrote {file}")

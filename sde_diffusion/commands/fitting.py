@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from sde_diffusion.commands.common import Loaded
 from sde_diffusion.commands.growing import Compute, Rows
+from sde_diffusion.commands.session import Session
 from sde_diffusion.errors import InputError
 from sde_diffusion.memory import Growth, free_memory, is_shortage
 
@@ -14,11 +14,11 @@ CALLS = 3  # of the network, after which a batch has taken all the memory that i
 MOST = 64  # examples on which memory is measured
 
 
-def fitting(loaded: Loaded, compute: Compute, *, unit: int = 1) -> Compute:
+def fitting(session: Session, compute: Compute, *, unit: int = 1) -> Compute:
     """`compute`, which says how many examples fit where a batch does not.
 
     Args:
-        loaded: The model whose network `compute` calls.
+        session: The model whose network `compute` calls.
         compute: (first row, number of rows) -> the arrays of a batch.
         unit: Rows of an example.
     """
@@ -30,19 +30,19 @@ def fitting(loaded: Loaded, compute: Compute, *, unit: int = 1) -> Compute:
             if not is_shortage(error):
                 raise
         raise InputError(
-            _too_large(loaded, count // unit, lambda few: compute(first, few * unit))
+            _too_large(session, count // unit, lambda few: compute(first, few * unit))
         )  # outside, where what the batch held is free
 
     return guarded
 
 
-def _too_large(loaded: Loaded, count: int, work: Callable[[int], object]) -> str:
+def _too_large(session: Session, count: int, work: Callable[[int], object]) -> str:
     def begun(few: int) -> None:
-        _begin(loaded.trained.model.net, lambda: work(min(few, count)))
+        _begin(session.trained.model.net, lambda: work(min(few, count)))
 
-    room = free_memory(loaded.device)
-    largest = Growth.measured(loaded.device, begun, most=min(count, MOST)).largest(loaded.device, room)
-    what = f"a batch of {count} does not fit into the memory of {loaded.device}"
+    room = free_memory(session.device)
+    largest = Growth.measured(session.device, begun, most=min(count, MOST)).largest(session.device, room)
+    what = f"a batch of {count} does not fit into the memory of {session.device}"
     if largest >= count:
         return f"{what} now, although about {largest:,} should; end what else runs there, or give a smaller --batch"
     return f"{what}: about {largest:,} would; give --batch {max(largest, 1)}"

@@ -23,11 +23,13 @@ from sde_diffusion.build import (
 )
 from sde_diffusion.checkpoints import stored_config
 from sde_diffusion.commands.asked import Said
-from sde_diffusion.commands.common import Command, Loaded
+from sde_diffusion.commands.common import Command
+from sde_diffusion.commands.session import Session
 from sde_diffusion.config import differences
 from sde_diffusion.data import DataSpec
 from sde_diffusion.errors import require
 from sde_diffusion.guidance import GUIDANCES, Bind, Guidance
+from sde_diffusion.registry import name_of
 from sde_diffusion.training import CLASSIFIERS, Checkpoint, RunFolder, load_checkpoint
 
 ALL, OWN = "all", "own"  # words for labels: every class in turn, and each example's own class
@@ -90,38 +92,38 @@ def in_turn(config: Config, spec: DataSpec, label: Labels | None) -> Config:
     return dataclasses.replace(config, sampling=sampling)
 
 
-def guided(loaded: Loaded, label: Labels | None = None) -> Loaded:
-    """`loaded` with what its guidance needs.
+def guided(session: Session, label: Labels | None = None) -> Session:
+    """`session` with what its guidance needs.
 
     Raises:
         InputError: Guidance that the model does not allow, without a class, or by a checkpoint that does not fit; a
             class that the model does not know, or none where it was always told one.
     """
-    trained, known = loaded.trained, label == OWN
+    trained, known = session.trained, label == OWN
     sampling = trained.config.sampling
     guidance = sampling.guidance
     if not known and min(sampling.label) < 0:
-        require_unlabelled(loaded)
+        require_unlabelled(session)
     if not guidance.active(conditional=trained.conditional):
-        return _checked(loaded, known)
+        return _checked(session, known)
     require(
         not guidance.by_label or known or min(sampling.label) >= 0,
-        f"guidance by {name_of(guidance)!r} goes towards a class, but there is none; give --label, e.g. --label 3",
+        f"{_guidance_by(guidance)} goes towards a class, but there is none; give --label, e.g. --label 3",
     )
-    _require_branches(loaded, guidance)
-    return _checked(_with_guide(loaded, guidance) if guidance.guide else loaded, known)
+    _require_branches(session, guidance)
+    return _checked(_with_guide(session, guidance) if guidance.guide else session, known)
 
 
-def require_unlabelled(loaded: Loaded) -> None:
+def require_unlabelled(session: Session) -> None:
     """Refuse to use a conditional model without a class, if it was never trained so.
 
     Raises:
         InputError: It was not.
     """
-    config = loaded.trained.config
+    config = session.trained.config
     require(
         not config.model.conditional or config.training.label_dropout > 0,
-        f"{loaded.path} has never been trained without a class, for its training.label_dropout is 0; give --label, "
+        f"{session.path} has never been trained without a class, for its training.label_dropout is 0; give --label, "
         f"e.g. --label 3, or train with 0.1",
     )
 
@@ -136,23 +138,23 @@ def likelihood_label(label: Labels | None) -> list[Said]:
     return [] if label is None else [Said("likelihood.label", None if label == OWN else label[0], "--label")]
 
 
-def check_label(loaded: Loaded) -> None:
+def check_label(session: Session) -> None:
     """Refuse a label of `likelihood` that the model was not trained with.
 
     Raises:
         InputError: See `ScoreModel.bind`; own labels of a model that knows none, or none where it was always told one.
     """
-    label = loaded.trained.config.likelihood.label
+    label = session.trained.config.likelihood.label
     if label is None:
         require(
-            loaded.trained.conditional,
-            f"--label {OWN} needs a model that was trained with labels, but {loaded.path} was not; leave it out, or "
+            session.trained.conditional,
+            f"--label {OWN} needs a model that was trained with labels, but {session.path} was not; leave it out, or "
             f"train one with model.conditional = true",
         )
         return
     if label < 0:
-        require_unlabelled(loaded)
-    loaded.trained.model.bind(label)
+        require_unlabelled(session)
+    session.trained.model.bind(label)
 
 
 def given_label(label: int | None) -> str:
@@ -160,25 +162,24 @@ def given_label(label: int | None) -> str:
     return "" if label == -1 else f", log p(x | y) given {'their own labels' if label is None else f'label {label}'}"
 
 
-def _checked(loaded: Loaded, known: bool) -> Loaded:
-    """`loaded`, whose model and guide know the classes of the config: what they do not know says so before any work."""
+def _checked(session: Session, known: bool) -> Session:
+    """`session`, if its model and guide know the classes of the config.
+
+    Raises:
+        InputError: They do not.
+    """
     if not known:
-        loaded.trained.score_fn(torch.tensor(loaded.trained.config.sampling.label))
-    return loaded
+        session.trained.score_fn(torch.tensor(session.trained.config.sampling.label))
+    return session
 
 
-def name_of(guidance: Guidance) -> str:
-    """Its row in `GUIDANCES`."""
-    return next(name for name, row in GUIDANCES.items() if type(guidance) is row)
-
-
-def announce(loaded: Loaded, *, dry_run: bool) -> None:
+def announce(session: Session, *, dry_run: bool) -> None:
     """Print what is used, how it is guided and what that costs."""
-    mark, guidance = "# " if dry_run else "", loaded.trained.config.sampling.guidance
-    click.echo(f"{mark}{loaded.describe()}")
-    if guidance.active(conditional=loaded.trained.conditional):
+    mark, guidance = "# " if dry_run else "", session.trained.config.sampling.guidance
+    click.echo(f"{mark}{session.describe()}")
+    if guidance.active(conditional=session.trained.conditional):
         where = "" if guidance.interval is None else " for σ/a in ({:g}, {:g}]".format(*guidance.interval)
-        what = f"guided by {name_of(guidance)}, scale {guidance.scale:g}{where}"
+        what = f"guided by {name_of(GUIDANCES, guidance)}, scale {guidance.scale:g}{where}"
         click.echo(f"{mark}{what}" + (f": a score evaluation costs {guidance.cost}" if guidance.scale else ""))
 
 
@@ -187,35 +188,39 @@ def label_rows(labels: Tensor, *, known: bool) -> dict[str, npt.NDArray[Any]]:
     return {"labels": labels.numpy()} if known else {}
 
 
-def _require_branches(loaded: Loaded, guidance: Guidance) -> None:
+def _guidance_by(guidance: Guidance) -> str:
+    return f"guidance by {name_of(GUIDANCES, guidance)!r}"
+
+
+def _require_branches(session: Session, guidance: Guidance) -> None:
     """Refuse what needs the score with and without a label of a model that was not trained for both."""
     others = "; or guide it by 'autoguidance' or 'classifier' (sampling.guidance.name)"
     if guidance.by_label and not guidance.guide:
         require(
-            loaded.trained.conditional,
-            f"guidance by {name_of(guidance)!r} needs a model that was trained with labels, but {loaded.path} was not; "
-            f"train one with model.conditional = true{others}",
+            session.trained.conditional,
+            f"{_guidance_by(guidance)} needs a model that was trained with labels, but {session.path} was "
+            f"not; train one with model.conditional = true{others}",
         )
         require(
-            loaded.trained.config.training.label_dropout > 0,
-            f"guidance by {name_of(guidance)!r} needs the score without a label, which {loaded.path} has never been "
+            session.trained.config.training.label_dropout > 0,
+            f"{_guidance_by(guidance)} needs the score without a label, which {session.path} has never been "
             f"trained for: its training.label_dropout is 0; train with 0.1{others}",
         )
 
 
-def _with_guide(loaded: Loaded, guidance: Guidance) -> Loaded:
+def _with_guide(session: Session, guidance: Guidance) -> Session:
     given = vars(guidance)["checkpoint"]
     require(
         bool(given),
-        f"guidance by {name_of(guidance)!r} needs the checkpoint of a {guidance.guide}; name its file or run with "
+        f"{_guidance_by(guidance)} needs the checkpoint of a {guidance.guide}; name its file or run with "
         f"--set sampling.guidance.checkpoint=PATH",
     )
     path = find_guide(Path(given), guidance)
     checkpoint = load_checkpoint(path)
     config = read_config(None, (), stored_config(checkpoint, path))
-    guide = _guide(checkpoint, path, config, loaded.trained)
+    guide = _guide(checkpoint, path, config, session.trained)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return dataclasses.replace(loaded, trained=dataclasses.replace(loaded.trained, guide=guide), guide_digest=digest)
+    return dataclasses.replace(session, trained=dataclasses.replace(session.trained, guide=guide), guide_digest=digest)
 
 
 def find_guide(given: Path, guidance: Guidance) -> Path:

@@ -9,34 +9,37 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sde_diffusion.build import plain_config
-from sde_diffusion.commands.common import Loaded
+from sde_diffusion.commands.growing import Rows
+from sde_diffusion.commands.session import Session
+from sde_diffusion.config import Raw
 from sde_diffusion.data import DataSpec
 from sde_diffusion.data.arrays import open_arrays
 from sde_diffusion.errors import require
 from sde_diffusion.likelihood import mean_interval
+from sde_diffusion.registry import name_of
 from sde_diffusion.sampling import Samples, decode, encode
+from sde_diffusion.solvers import SOLVERS
 
 
-def to_latents(loaded: Loaded, x0: Tensor, labels: Tensor, start: int = 0) -> Samples:
+def to_latents(session: Session, x0: Tensor, labels: Tensor, start: int = 0) -> Samples:
     """Data of the classes `labels` (B,) at t_min to latents at t_max, by the config's solver and guidance.
 
     Args:
         start: Index of the first example.
     """
-    trained = loaded.trained
+    trained = session.trained
     return encode(trained.score_fn(labels), trained.model.sde, trained.config.sampling.solver, x0, start=start)
 
 
-def undo(loaded: Loaded, z: Tensor, labels: Tensor, start: int) -> Samples:
+def undo(session: Session, z: Tensor, labels: Tensor, start: int) -> Samples:
     """Latents back to the state at t_min: what `to_latents` began with, but for the error of both ways."""
-    trained = loaded.trained
+    trained = session.trained
     return decode(trained.score_fn(labels), trained.model.sde, trained.config.sampling.solver, z, start=start)
 
 
-def to_samples(loaded: Loaded, z: Tensor, labels: Tensor, start: int) -> Samples:
+def to_samples(session: Session, z: Tensor, labels: Tensor, start: int) -> Samples:
     """Latents to samples of the classes `labels` (B,), with the end that the config asks for."""
-    trained = loaded.trained
+    trained = session.trained
     options = trained.config.sampling
     return decode(
         trained.score_fn(labels),
@@ -50,14 +53,14 @@ def to_samples(loaded: Loaded, z: Tensor, labels: Tensor, start: int) -> Samples
     )
 
 
-def solver_name(loaded: Loaded) -> str:
+def solver_name(session: Session) -> str:
     """The row of the solver in use."""
-    return str(plain_config(loaded.trained.config)["sampling"]["solver"]["name"])
+    return name_of(SOLVERS, session.trained.config.sampling.solver)
 
 
-def shown(loaded: Loaded, z: Tensor) -> Tensor:
+def shown(session: Session, z: Tensor) -> Tensor:
     """Latents in data units at the scale of the data, for pictures."""
-    model, spec = loaded.trained.model, loaded.trained.spec
+    model, spec = session.trained.model, session.trained.spec
     return spec.from_model(z * (model.sigma_data / model.sde.prior_std))
 
 
@@ -120,3 +123,20 @@ def with_error(report: dict[str, Any], name: str) -> str:
     """What `interval` reported, for people."""
     half_width = report[f"{name}_half_width"]
     return f"{report[name]:.4g}" + ("" if half_width is None else f" ± {half_width:.2g}")
+
+
+def samples_report(rows: Rows, spec: DataSpec, seconds: float) -> tuple[Raw, list[str]]:
+    """What is said of samples (B, *D) and their score evaluations: for the JSON file, and the lines to print."""
+    samples, nfe = rows["samples"], rows["nfe"]
+    report: Raw = {
+        "nfe": [int(nfe.min()), int(nfe.max())],
+        "seconds": seconds,
+        "shape": list(samples.shape),
+        "units": spec.describe_units(),
+    }
+    return report, [f"{len(samples)} samples, {between(*report['nfe'])} score evaluations each, {seconds:.1f} s"]
+
+
+def between(low: int, high: int) -> str:
+    """A least and a largest number, for people."""
+    return f"{low}–{high}" if low < high else str(low)

@@ -3,62 +3,66 @@
 import dataclasses
 import math
 import time
-import unicodedata
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from sde_diffusion.commands.common import Loaded, make_folder, write_json
+from sde_diffusion.commands.common import Options
 from sde_diffusion.commands.fitting import fitting
 from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
-from sde_diffusion.commands.likelihood_report import finite
+from sde_diffusion.commands.job import results, write_results
+from sde_diffusion.commands.likelihood_report import finite, table
+from sde_diffusion.commands.session import Session
+from sde_diffusion.config import Raw
 from sde_diffusion.likelihood import Examples
 from sde_diffusion.likelihood.ledger import Entry, LedgerRow, check_values, ledger_entries, ledger_row
 
+FILES = ("ledger.json",)
 EXPLANATION = """\
 flow: the density of the probability flow by its ODE. SDE bound, chain: variational bounds of the reverse SDE and of its
 discretisations. Each is an upper bound of its model's code length; they differ by the noise, decoder or steps named."""
 
 
-def write_ledger(loaded: Loaded, examples: Examples, folder: Path, extra: dict[str, Any]) -> None:
+def write_ledger(session: Session, examples: Examples, folder: Path, facts: Raw, options: Options) -> None:
     """Compute every row that these data have, print the table and write `ledger.json`; a killed run goes on.
 
     Raises:
         InputError: Values that are no such data, a folder that cannot be written, or a solve that fails.
     """
-    trained = loaded.trained
-    options, spec, dataset = trained.config.likelihood, trained.spec, examples.dataset
-    entries = _entries(loaded, examples, options.start, 1)
-    facts = loaded.facts() | extra
-    fixed = {key: value for key, value in facts.items() if key != "checkpoint"}
-    stop = len(dataset) if options.limit is None else min(len(dataset), options.start + options.limit)
-    make_folder(folder)
-    stores = [
-        GrowingArrays(folder / "ledger" / f"{slug(e.name)}.npz", fixed | {"row": e.name}, loaded.ranks) for e in entries
-    ]
-    with tqdm(total=len(entries) * (stop - options.start), unit="img", disable=None) as bar:
-        for number, store in enumerate(stores):
-            bar.set_description(entries[number].name)
-            _fill(loaded, examples, entries, number, store, stop, bar)
-    for store in stores:
-        store.finish()
-    if not loaded.ranks.main:
-        return
-    rows = [_row(loaded, entry, store) for entry, store in zip(entries, stores, strict=True)]
-    told = {"confidence": options.confidence, "examples": stop - options.start, "rows": [_plain(row) for row in rows]}
-    write_json(folder / "ledger.json", facts | told)
-    what = f"{told['examples']} examples, {extra['split']} of {spec.name}, {rows[0].units}"
-    click.echo(table(rows, f"{100 * options.confidence:g} %"))
-    click.echo(f"{what}; the interval is over examples\n{EXPLANATION}\nwrote {folder / 'ledger.json'}")
+    config, count = session.trained.config.likelihood, len(examples.dataset)
+    stop = count if config.limit is None else min(count, config.start + config.limit)
+    entries = _entries(session, examples, config.start, 1)
+    with results(session, folder, facts, FILES, options) as lacking:
+        if not lacking:
+            return
+        stores = [
+            GrowingArrays(folder / "ledger" / f"{slug(entry.name)}.npz", facts | {"row": entry.name}, session.ranks)
+            for entry in entries
+        ]
+        with tqdm(total=len(entries) * (stop - config.start), unit="img", disable=None) as bar:
+            for number, store in enumerate(stores):
+                bar.set_description(entries[number].name)
+                _fill(session, examples, entries, number, store, stop, bar)
+        for store in stores:
+            store.finish()
+        if session.ranks.main:
+            rows = [_row(session, entry, store) for entry, store in zip(entries, stores, strict=True)]
+            report = {"confidence": config.confidence, "examples": stop - config.start}
+            lines = [
+                _table(rows, f"{100 * config.confidence:g} %"),
+                f"{report['examples']} examples, {facts['split']} of {session.trained.spec.name}, {rows[0].units}; the "
+                f"interval is over examples",
+                EXPLANATION,
+            ]
+            write_results(folder, FILES, facts | report | {"rows": [_plain(row) for row in rows]}, lines)
 
 
-def _entries(loaded: Loaded, examples: Examples, first: int, count: int) -> list[Entry]:
+def _entries(session: Session, examples: Examples, first: int, count: int) -> list[Entry]:
     """The rows for `count` examples from `first` on; for any where they are not told their own labels."""
-    trained = loaded.trained
+    trained = session.trained
     options = trained.config.likelihood
     return ledger_entries(
         examples.score_fn(trained.model.bind, first, count),
@@ -73,7 +77,7 @@ def _entries(loaded: Loaded, examples: Examples, first: int, count: int) -> list
 
 
 def _fill(
-    loaded: Loaded,
+    session: Session,
     examples: Examples,
     entries: list[Entry],
     number: int,
@@ -82,14 +86,14 @@ def _fill(
     bar: "tqdm[Any]",
 ) -> None:
     """Score what `store` lacks of the row `number`, batch by batch."""
-    options = loaded.trained.config.likelihood
+    options = session.trained.config.likelihood
 
     def compute(first: int, count: int) -> Rows:
         index = torch.arange(first, first + count)
-        values = examples.dataset.fetch(index)[0].to(loaded.device)
+        values = examples.dataset.fetch(index)[0].to(session.device)
         own = examples.label is None
-        entry = (_entries(loaded, examples, first, count) if own else entries)[number]
-        check_values(loaded.trained.spec, values)
+        entry = (_entries(session, examples, first, count) if own else entries)[number]
+        check_values(session.trained.spec, values)
         clock = time.perf_counter()
         bits, nfe = entry.score(values, first)
         seconds = (time.perf_counter() - clock) / count
@@ -101,11 +105,11 @@ def _fill(
             "seconds_each": seconds * constant,
         }
 
-    store.fill(spans(options.start, stop, options.batch), fitting(loaded, compute), bar)
+    store.fill(spans(options.start, stop, options.batch), fitting(session, compute), bar)
 
 
-def _row(loaded: Loaded, entry: Entry, store: GrowingArrays) -> LedgerRow:
-    columns, trained = store.arrays, loaded.trained
+def _row(session: Session, entry: Entry, store: GrowingArrays) -> LedgerRow:
+    columns, trained = store.arrays, session.trained
     return ledger_row(
         entry,
         trained.spec,
@@ -125,20 +129,10 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name).replace("__", "_")
 
 
-def table(rows: list[LedgerRow], level: str) -> str:
-    """Aligned columns: name, mean ± half-width, cost, and what it bounds."""
+def _table(rows: list[LedgerRow], level: str) -> str:
+    """Name, mean ± half-width, cost, and what it bounds."""
     cells = [("row", "bits/dim", f"± {level}", "NFE/example", "seconds", "what it bounds")]
     for row in rows:
         half_width = "" if math.isnan(row.half_width) else f"{row.half_width:.4f}"
         cells.append((row.name, f"{row.mean:.4f}", half_width, f"{row.nfe:.0f}", f"{row.seconds:.1f}", row.bounds))
-    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for name, *numbers, bounds in cells:
-        padded = [" " * (width - _width(text)) + text for text, width in zip(numbers, widths[1:-1], strict=True)]
-        lines.append("  ".join([name + " " * (widths[0] - _width(name)), *padded, bounds]))
-    return "\n".join(lines)
-
-
-def _width(text: str) -> int:
-    """Columns that a terminal gives a text: combining marks have none."""
-    return sum(not unicodedata.combining(c) for c in text)
+    return table(cells, numbers=range(1, 5))

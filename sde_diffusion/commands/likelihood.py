@@ -7,18 +7,21 @@ import click
 
 from sde_diffusion.build import Trained, plain_config
 from sde_diffusion.commands.asked import Asked, Said, flags, request
-from sde_diffusion.commands.common import checkpoint_options, ema_options, find, shared_options, show_config
+from sde_diffusion.commands.common import Options, checkpoint_options, result_options, show_config
 from sde_diffusion.commands.examples import file_facts, open_examples
 from sde_diffusion.commands.guiding import OWN, LabelsType, check_label, given_label, likelihood_label
+from sde_diffusion.commands.job import run_job
 from sde_diffusion.commands.ledger import write_ledger
-from sde_diffusion.commands.likelihood_plain import examples_of, score_plainly
+from sde_diffusion.commands.likelihood_plain import examples_of, plain_job
 from sde_diffusion.commands.likelihood_tolerance import score_to_tolerance
 from sde_diffusion.commands.naming import results_folder
+from sde_diffusion.commands.session import find
 from sde_diffusion.errors import require
 from sde_diffusion.likelihood import (
     DEQUANTISATIONS,
     Dequantisation,
 )
+from sde_diffusion.registry import name_of
 
 EPILOG = """\b
 Examples:
@@ -83,59 +86,46 @@ REPEATS = {  # options that say how often a score is repeated, which a ledger's 
     type=LabelsType(OWN),
     help="Class a conditional model is told, for p(x | y); own: each example's; -1 for none (default).",
 )
-@ema_options
 @click.option("--reference/--no-reference", default=True, show_default=True, help="Also score a Gaussian.")
 @click.option("--ledger", is_flag=True, help="All bounds of these examples in one table, in place of the score.")
-@shared_options
+@result_options
 def likelihood(
-    checkpoint: Path | None,
-    data_file: Path | None,
-    exact: bool,
-    ema: bool | str,
-    reference: bool,
-    ledger: bool,
-    config_file: Path | None,
-    assignments: tuple[str, ...],
-    seed: int | None,
-    device: str,
-    out: Path | None,
-    dry_run: bool,
-    **given: Any,
+    options: Options, data_file: Path | None, exact: bool, reference: bool, ledger: bool, **given: Any
 ) -> None:
     """Score data under CHECKPOINT, a file or a run's folder; under the newest run without one."""
     _refuse_contradictions(exact, data_file, given)
-    wanted = request(config_file, assignments, _flags(given | {"seed": seed}, exact))
-    found = find(checkpoint, device)
+    said = _flags(given | {"seed": options.seed}, exact)
+    wanted = request(options.config_file, options.assignments, said)
+    found = find(options.checkpoint, options.device)
     asked = wanted.over(found.own)
     _refuse_what_is_chosen(asked, ledger)
-    loaded = found.load(asked.config(), ema=ema)
-    config = loaded.trained.config
-    check_label(loaded)
-    click.echo(f"{'# ' if dry_run else ''}{loaded.describe()}{given_label(config.likelihood.label)}")
-    if dry_run:
-        show_config({"seed": config.seed, "likelihood": plain_config(config)["likelihood"]})
+    session = found.load(asked.config(), ema=options.ema)
+    config = session.trained.config.likelihood
+    check_label(session)
+    click.echo(f"{'# ' if options.dry_run else ''}{session.describe()}{given_label(config.label)}")
+    if options.dry_run:
+        whole = plain_config(session.trained.config)
+        show_config({"seed": whole["seed"], "likelihood": whole["likelihood"]})
         return
-    dataset = open_examples(loaded.trained, config.likelihood.split, data_file)
+    dataset = open_examples(session.trained, config.split, data_file)
     require(
-        config.likelihood.start < len(dataset),
-        f"`likelihood.start` must be < {len(dataset)}, the size of the data, got {config.likelihood.start}",
+        config.start < len(dataset),
+        f"`likelihood.start` must be < {len(dataset)}, the size of the data, got {config.start}",
     )
-    _tell_misfit(loaded.trained, None if ledger else config.likelihood.dequantisation)
-    what = data_file.stem if data_file else config.likelihood.split
-    word = OWN if config.likelihood.label is None else None
-    folder = out or results_folder(
-        loaded, f"likelihood_{what}_seed{config.seed}", config.likelihood, ema=ema, label=word
-    )
-    source = file_facts(data_file) | {"ema": ema, "split": what, "seed": config.seed}
+    _tell_misfit(session.trained, None if ledger else config.dequantisation)
+    what = data_file.stem if data_file else config.split
+    seed = session.trained.config.seed
+    word = OWN if config.label is None else None
+    head = f"likelihood_{what}_seed{seed}"
+    folder = options.out or results_folder(session, head, "likelihood", config, label=word)
+    facts = session.facts() | file_facts(data_file) | {"split": what, "seed": seed}
     if ledger:
-        require(config.likelihood.tol is None, "--ledger and --tol exclude each other; drop one")
-        write_ledger(loaded, examples_of(loaded, dataset), folder, source)
-        return
-    if config.likelihood.tol is None:
-        score_plainly(loaded, dataset, reference, folder, source)
-        return
-    given_ode = asked.says("likelihood.ode.rtol") or asked.says("likelihood.ode.atol")
-    score_to_tolerance(loaded, dataset, folder, source, given_ode=given_ode is not None)
+        write_ledger(session, examples_of(session, dataset), folder, facts, options)
+    elif config.tol is None:
+        run_job(session, folder, plain_job(session, dataset, reference, folder, facts), options)
+    else:
+        given_ode = asked.says("likelihood.ode.rtol") or asked.says("likelihood.ode.atol")
+        score_to_tolerance(session, dataset, folder, facts, options, given_ode=given_ode is not None)
 
 
 def _refuse_contradictions(exact: bool, data_file: Path | None, given: dict[str, Any]) -> None:
@@ -156,6 +146,7 @@ def _flags(given: dict[str, Any], exact: bool) -> list[Said]:
 def _refuse_what_is_chosen(asked: Asked, ledger: bool) -> None:
     """Refuse options for what a tolerance or the ledger's rows choose themselves."""
     tol = asked.value("likelihood.tol")
+    require(not ledger or tol is None, "--ledger and --tol exclude each other; drop one")
     for key, option in {"probes": "likelihood.divergence.probes", "replicates": "likelihood.replicates"}.items():
         given = asked.says(option)
         require(tol is None or given is None, f"--tol chooses the {key} itself; drop {given} or --tol")
@@ -179,7 +170,7 @@ def _tell_misfit(trained: Trained, scored: Dequantisation | None) -> None:
     _ = trained.dequantisation
     if scored is None or trained.spec.levels is None or isinstance(scored, DEQUANTISATIONS[noise.scored_by]):
         return
-    name = next(name for name, row in DEQUANTISATIONS.items() if type(scored) is row)
+    name = name_of(DEQUANTISATIONS, scored)
     click.echo(
         f"the model was trained on {noise.trained_on}: likelihood.dequantisation={noise.scored_by} fits it, {name} "
         "noise costs bits"

@@ -2,20 +2,20 @@
 
 import dataclasses
 import math
-import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sde_diffusion.build import Config, Trained
-from sde_diffusion.commands.common import Loaded, make_folder, write_json
-from sde_diffusion.commands.fitting import fitting
-from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
+from sde_diffusion.commands.growing import Rows, spans
+from sde_diffusion.commands.job import Job
 from sde_diffusion.commands.likelihood_report import Ends, end_rows, ends_of, split_facts, split_rows, table
+from sde_diffusion.commands.session import Session
+from sde_diffusion.config import Raw
 from sde_diffusion.data import Dataset, sweep
 from sde_diffusion.errors import InputError
 from sde_diffusion.likelihood import (
@@ -37,82 +37,78 @@ PILOT = 64  # examples on which truncation and prior gap are measured
 REFERENCE_DIMS, REFERENCE_EXAMPLES = 4096, 60_000  # what a full covariance is affordable for
 
 
-def score_plainly(loaded: Loaded, dataset: Dataset, reference: bool, folder: Path, extra: dict[str, Any]) -> None:
-    """Score every example asked for, print the mean with its interval, and write all of it into `folder`.
+def plain_job(session: Session, dataset: Dataset, reference: bool, folder: Path, facts: Raw) -> Job:
+    """Score every example asked for, and report the mean with its interval.
 
     Args:
         reference: Whether a Gaussian is scored beside the model.
-        extra: Facts for the files: what was scored.
+        facts: For the files: the model, and what is scored.
     """
-    trained, clock = loaded.trained, time.perf_counter()
-    options, what = trained.config.likelihood, extra["split"]
-    facts = loaded.facts() | extra
-    fixed = {key: value for key, value in facts.items() if key != "checkpoint"}
-    store = GrowingArrays(make_folder(folder) / "per_image.npz", fixed | {"reference": reference}, loaded.ranks)
-    _score_all(loaded, dataset, _fit_reference(trained) if reference else None, store)
-    store.finish(without=("cells",))
-    if not loaded.ranks.main:
-        return
-    columns = {name: torch.from_numpy(values) for name, values in store.arrays.items()}
-    split = _split(trained, columns)
-    count = min(PILOT, len(columns["index"]))
-    ends = ends_of(trained, examples_of(loaded, dataset), options.divergence, first=options.start, count=count)
-    report = _report(trained, columns, options.confidence) | {"split": split_facts(split)} | ends.facts()
-    seconds = time.perf_counter() - clock
-    write_json(folder / "likelihood.json", facts | report | {"seconds": seconds})
-    save_histogram(
-        folder / "histogram.png",
-        columns["bits_per_dim"],
-        label=f"bits/dim, {what} of {trained.spec.name}",
-        mean=report["bits_per_dim"],
-        half_width=report["half_width"],
-    )
-    _print(trained, report, what, seconds)
-    _print_split(trained, split, ends)
-    click.echo(f"wrote {folder / 'likelihood.json'}, per_image.npz, histogram.png")
-
-
-def _score_all(loaded: Loaded, dataset: Dataset, reference: GaussianReference | None, store: GrowingArrays) -> None:
-    """Score what `store` lacks, batch by batch."""
-    trained = loaded.trained
-    options, spec = trained.config.likelihood, trained.spec
-    examples = examples_of(loaded, dataset)
-    flat = dataclasses.replace(examples, dequantisation=UniformDequantisation(), draws=1)  # what the Gaussian is of
+    trained = session.trained
+    options, examples = trained.config.likelihood, examples_of(session, dataset)
     stop = len(dataset) if options.limit is None else min(len(dataset), options.start + options.limit)
+    gaussian = lru_cache(lambda: _fit_reference(trained) if reference else None)  # not before it is wanted
 
-    def compute(start: int, count: int) -> Rows:
-        rows = _rows(
-            [
-                examples.score(
-                    examples.score_fn(trained.model.bind, start, count),
-                    trained.model.sde,
-                    start,
-                    count,
-                    replicate=replicate,
-                    divergence=options.divergence,
-                    ode=options.ode,
-                )
-                for replicate in range(options.replicates)
-            ]
+    def finish(rows: Rows, seconds: float) -> tuple[Raw, list[str]]:
+        columns = {name: torch.from_numpy(values) for name, values in rows.items()}
+        split = _split(trained, columns)
+        count = min(PILOT, len(columns["index"]))
+        ends = ends_of(trained, examples, options.divergence, first=options.start, count=count)
+        report = _report(trained, columns, options.confidence) | {"split": split_facts(split)} | ends.facts()
+        save_histogram(
+            folder / "histogram.png",
+            columns["bits_per_dim"],
+            label=f"bits/dim, {facts['split']} of {trained.spec.name}",
+            mean=report["bits_per_dim"],
+            half_width=report["half_width"],
         )
-        rows["index"] = torch.arange(start, start + count)
-        if options.divergence.exact:
-            rows["standard_error_nats"] = torch.zeros(count, dtype=torch.float64)
-        if reference is not None:
-            x = flat.noised(start, count, trained.model.sde).x[0]
-            rows["gaussian_bits_per_dim"] = spec.bits_per_dim(reference.log_prob(x.cpu()))
-        return {name: value.cpu().numpy() for name, value in rows.items()}
+        lines = [*_lines(trained, report, facts["split"], seconds), _split_table(trained, split, ends)]
+        return report | {"seconds": seconds}, lines
 
-    with tqdm(total=stop - options.start, unit="img", disable=None) as bar:
-        store.fill(spans(options.start, stop, options.batch), fitting(loaded, compute), bar)
+    return Job(
+        files=("likelihood.json", "per_image.npz", "histogram.png"),
+        arrays="per_image.npz",
+        facts=facts | {"reference": reference},
+        spans=spans(options.start, stop, options.batch),
+        compute=lambda start, count: _scored(session, examples, gaussian(), start, count),
+        finish=finish,
+        without=("cells",),
+    )
 
 
-def examples_of(loaded: Loaded, dataset: Dataset) -> Examples:
+def _scored(session: Session, examples: Examples, reference: GaussianReference | None, start: int, count: int) -> Rows:
+    """The examples `start … start + count − 1`, by the model and, if there is one, the reference."""
+    trained, options = session.trained, session.trained.config.likelihood
+    rows = _rows(
+        [
+            examples.score(
+                examples.score_fn(trained.model.bind, start, count),
+                trained.model.sde,
+                start,
+                count,
+                replicate=replicate,
+                divergence=options.divergence,
+                ode=options.ode,
+            )
+            for replicate in range(options.replicates)
+        ]
+    )
+    rows["index"] = torch.arange(start, start + count)
+    if options.divergence.exact:
+        rows["standard_error_nats"] = torch.zeros(count, dtype=torch.float64)
+    if reference is not None:
+        flat = dataclasses.replace(examples, dequantisation=UniformDequantisation(), draws=1)  # what it is fitted to
+        x = flat.noised(start, count, trained.model.sde).x[0]
+        rows["gaussian_bits_per_dim"] = trained.spec.bits_per_dim(reference.log_prob(x.cpu()))
+    return {name: value.cpu().numpy() for name, value in rows.items()}
+
+
+def examples_of(session: Session, dataset: Dataset) -> Examples:
     """The data in their order, with the noise, the label and the seed that the config says."""
-    config = loaded.trained.config
+    config = session.trained.config
     options, order = config.likelihood, torch.arange(len(dataset))
-    noise = loaded.trained.dequantisation
-    return Examples(dataset, order, noise, options.draws, config.seed, loaded.device, options.label)
+    noise = session.trained.dequantisation
+    return Examples(dataset, order, noise, options.draws, config.seed, session.device, options.label)
 
 
 def _rows(replicates: list[Scores]) -> dict[str, Tensor]:
@@ -154,20 +150,22 @@ def _report(trained: Trained, columns: dict[str, Tensor], confidence: float) -> 
     return report
 
 
-def _print(trained: Trained, report: dict[str, Any], what: str, seconds: float) -> None:
+def _lines(trained: Trained, report: Raw, what: str, seconds: float) -> list[str]:
+    """The report for people."""
     level = f"{100 * report['confidence']:g} %"
     kind = f"{level} interval of the mean over {report['images']} examples" if report["images"] > 1 else "1 example"
-    click.echo(f"{_with_error(report, '')} bits/dim ({kind}, {what} of {trained.spec.name})")
+    lines = [f"{_with_error(report, '')} bits/dim ({kind}, {what} of {trained.spec.name})"]
     if "gaussian_bits_per_dim" in report:
-        click.echo(
+        lines.append(
             f"{_with_error(report, 'gaussian_')} bits/dim for a Gaussian with full covariance fitted to the training "
             f"split, on the same examples"
         )
-    click.echo(f"units: {report['units']}")
-    click.echo(
+    return [
+        *lines,
+        f"units: {report['units']}",
         f"density of the data noised to t = {report['density_at_t']:g}, prior {report['prior']}; "
-        f"{report['nfe'][1]} score evaluations at most, {seconds:.1f} s"
-    )
+        f"{report['nfe'][1]} score evaluations at most, {seconds:.1f} s",
+    ]
 
 
 def _split(trained: Trained, columns: dict[str, Tensor]) -> Split:
@@ -181,7 +179,8 @@ def _split(trained: Trained, columns: dict[str, Tensor]) -> Split:
     )
 
 
-def _print_split(trained: Trained, split: Split, ends: Ends) -> None:
+def _split_table(trained: Trained, split: Split, ends: Ends) -> str:
+    """The sources of the error."""
     options = trained.config.likelihood
     notes = {"images": f"{split.count} images"}
     if trained.spec.levels is not None:
@@ -191,7 +190,7 @@ def _print_split(trained: Trained, split: Split, ends: Ends) -> None:
         notes["probes"] = f"{options.divergence.estimates} a solve"
     rows = split_rows(split, notes) if math.isfinite(split.half_width) else []
     level = f"± bits/dim ({100 * options.confidence:g} %)"
-    click.echo(table(("source", "what", level), rows, end_rows(ends, trained)))
+    return table([("source", "what", level)], rows, end_rows(ends, trained))
 
 
 def _with_error(report: dict[str, Any], prefix: str) -> str:

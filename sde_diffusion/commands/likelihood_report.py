@@ -1,6 +1,8 @@
 """What `likelihood` says of its error: the split of the half-width, and what no half-width covers."""
 
 import math
+import unicodedata
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,11 +87,20 @@ def signed(interval: Interval) -> str:
     return f"{interval.mean:+.5f}" + ("" if math.isnan(interval.half_width) else f" ± {interval.half_width:.5f}")
 
 
-def table(header: tuple[str, str, str], rows: list[tuple[str, str, str]], apart: list[tuple[str, str, str]]) -> str:
-    """Aligned columns, with a rule before the rows that are apart."""
-    widths = [max(len(row[column]) for row in [header, *rows, *apart]) for column in range(3)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    more = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in apart]
-    first = "  ".join(cell.ljust(width) for cell, width in zip(header, widths, strict=True)).rstrip()
-    rule = "─" * sum(widths, 4)
-    return "\n".join([first, rule, *lines, *([rule, *more] if more else [])])
+def table(*blocks: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
+    """Aligned columns, with a rule between blocks of rows; those of `numbers` are aligned at the right."""
+    widths = [max(map(_width, column)) for column in zip(*(row for block in blocks for row in block), strict=True)]
+
+    def cell(text: str, column: int) -> str:
+        space = " " * (widths[column] - _width(text))
+        return space + text if column in numbers else text + space
+
+    lines = [
+        "\n".join("  ".join(map(cell, row, range(len(row)))).rstrip() for row in block) for block in blocks if block
+    ]
+    return f"\n{'─' * sum(widths, 2 * len(widths) - 2)}\n".join(lines)
+
+
+def _width(text: str) -> int:
+    """Columns that a terminal gives a text: combining marks have none."""
+    return sum(not unicodedata.combining(c) for c in text)

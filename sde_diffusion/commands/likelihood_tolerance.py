@@ -6,16 +6,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from sde_diffusion.build import Trained
-from sde_diffusion.commands.common import Loaded, make_folder, write_json
+from sde_diffusion.commands.common import Options
 from sde_diffusion.commands.fitting import fitting
 from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
+from sde_diffusion.commands.job import results, write_results
 from sde_diffusion.commands.likelihood_report import (
     Ends,
     end_rows,
@@ -26,6 +26,8 @@ from sde_diffusion.commands.likelihood_report import (
     split_rows,
     table,
 )
+from sde_diffusion.commands.session import Session
+from sde_diffusion.config import Raw
 from sde_diffusion.data import Dataset
 from sde_diffusion.likelihood import Divergence, Examples, Goal, Hutchinson, Outcome, Scoring
 from sde_diffusion.likelihood.components import coupling_ratio
@@ -34,68 +36,74 @@ from sde_diffusion.pictures import save_histogram
 from sde_diffusion.rng import generator
 
 _ORDER = 0x0DE4  # purpose of random numbers
+FILES = ("likelihood.json", "scores.npz", "histogram.png")
 FINER = 0.1  # of the user's ODE tolerance, to measure its error by
 
 
 def score_to_tolerance(
-    loaded: Loaded, dataset: Dataset, folder: Path, extra: dict[str, Any], *, given_ode: bool
+    session: Session, dataset: Dataset, folder: Path, facts: Raw, options: Options, *, given_ode: bool
 ) -> None:
     """Score until the half-width is met, print the split, write `likelihood.json`, `scores.npz` and a histogram.
 
     Args:
-        loaded: The model; its section `likelihood` says what is wanted.
+        session: The model; its section `likelihood` says what is wanted.
         dataset: The examples, of which `start` and `limit` say which the mean stands for.
         folder: Where the files go.
-        extra: Facts that the results depend on besides those of `loaded`.
+        facts: For the files: the model, and what is scored.
+        options: Where results may be replaced.
         given_ode: Whether the user chose the ODE's tolerances; if not they are chosen here.
 
     Raises:
         InputError: A budget that cannot hold the pilot.
     """
-    clock, trained = time.perf_counter(), loaded.trained
-    options = trained.config.likelihood
-    examples = _in_random_order(loaded, dataset)
-    goal = Goal(tol=options.tol or 0.0, confidence=options.confidence, max_solves=options.max_solves)
+    clock, config = time.perf_counter(), session.trained.config.likelihood
+    goal = Goal(tol=config.tol or 0.0, confidence=config.confidence, max_solves=config.max_solves)
     ladder = LADDER
     if given_ode:
-        ladder = tuple(Tolerance(scale * options.ode.rtol, scale * options.ode.atol) for scale in (1, FINER))
-    facts = loaded.facts() | extra
-    fixed = {key: value for key, value in facts.items() if key != "checkpoint"} | {"ladder": ladder}
+        ladder = tuple(Tolerance(scale * config.ode.rtol, scale * config.ode.atol) for scale in (1, FINER))
+    facts |= {"ladder": [tolerance._asdict() for tolerance in ladder]}
+    with results(session, folder, facts, FILES, options) as lacking:
+        if not lacking:
+            return
+        examples = _in_random_order(session, dataset)
+        store = GrowingArrays(folder / "scores.npz", facts, session.ranks)
+        outcome = _scored(session, examples, goal, ladder, store)
+        store.finish()
+        if not session.ranks.main:
+            return
+        columns = {name: torch.from_numpy(values) for name, values in store.arrays.items()}
+        probes = _with_probes(config.divergence, PILOT_PROBES)
+        ends = ends_of(session.trained, examples, probes, first=0, count=min(goal.pilot, len(examples.order)))
+        seconds, population = time.perf_counter() - clock, len(examples.order)
+        report = _report(session.trained, outcome, ends, columns, goal, population) | {"seconds": seconds}
+        save_histogram(
+            folder / "histogram.png",
+            _per_image(columns, outcome),
+            label=f"bits/dim, {facts['split']} of {session.trained.spec.name}",
+            mean=outcome.split.mean,
+            half_width=outcome.half_width,
+        )
+        what = _named(facts["split"], config.start, population, len(dataset))
+        write_results(folder, FILES, facts | report, _lines(session.trained, outcome, ends, report, goal, what))
+
+
+def _scored(
+    session: Session, examples: Examples, goal: Goal, ladder: tuple[Tolerance, ...], store: GrowingArrays
+) -> Outcome:
+    """Score until the goal is met or its solves are spent."""
+    config = session.trained.config.likelihood
     with tqdm(unit="solve", disable=None) as bar:
-        solves = _Solves(loaded, examples, bar)
-        scoring = Scoring(
-            solves,
+        return Scoring(
+            _Solves(session, examples, bar, store),
             len(examples.order),
             goal,
             ladder=ladder,
-            dequantised=trained.spec.levels is not None,
-            probed=not options.divergence.exact,
-            probe_cost=options.divergence.probe_cost,
-            draws=options.draws,
+            dequantised=session.trained.spec.levels is not None,
+            probed=not config.divergence.exact,
+            probe_cost=config.divergence.probe_cost,
+            draws=config.draws,
             tell=lambda outcome: bar.set_postfix_str(f"{_mean(outcome)} → ± {goal.tol:g} bits/dim"),
-        )
-        solves.store = GrowingArrays(make_folder(folder) / "scores.npz", fixed, loaded.ranks)
-        outcome = scoring.run()
-    solves.store.finish()
-    if not loaded.ranks.main:
-        return
-    probes = _with_probes(options.divergence, PILOT_PROBES)
-    count = min(goal.pilot, len(examples.order))
-    ends = ends_of(trained, examples, probes, first=0, count=count)
-    columns = {name: torch.from_numpy(values) for name, values in solves.store.arrays.items()}
-    report = _report(trained, outcome, ends, columns, goal, len(examples.order))
-    seconds = time.perf_counter() - clock
-    write_json(folder / "likelihood.json", facts | report | {"seconds": seconds})
-    save_histogram(
-        folder / "histogram.png",
-        _per_image(columns, outcome),
-        label=f"bits/dim, {extra['split']} of {trained.spec.name}",
-        mean=outcome.split.mean,
-        half_width=outcome.half_width,
-    )
-    what = _named(extra["split"], options.start, len(examples.order), len(dataset))
-    _print(trained, outcome, ends, report, goal, what, seconds)
-    click.echo(f"wrote {folder / 'likelihood.json'}, scores.npz, histogram.png")
+        ).run()
 
 
 class _Solves:
@@ -104,10 +112,9 @@ class _Solves:
     Each process asks for the same, for what is asked next follows from the scores alone.
     """
 
-    store: GrowingArrays
-
-    def __init__(self, loaded: Loaded, examples: Examples, bar: "tqdm[Any]") -> None:
-        self._loaded, self._examples, self._bar, self._used = loaded, examples, bar, 0
+    def __init__(self, session: Session, examples: Examples, bar: "tqdm[Any]", store: GrowingArrays) -> None:
+        self._session, self._examples, self._bar, self._store = session, examples, bar, store
+        self._used = 0  # rows
 
     def __call__(self, request: Request) -> Tensor:
         begin, draws = self._used, self._examples.draws
@@ -118,14 +125,14 @@ class _Solves:
             first = request.first + (row - begin) // each
             return self._score(dataclasses.replace(request, first=first, count=rows // each))
 
-        wanted = spans(begin, self._used, self._loaded.trained.config.likelihood.batch * each)
-        self.store.fill(wanted, fitting(self._loaded, compute, unit=each), self._bar, unit=request.probes)
-        rows = self.store.rows(wanted)
+        wanted = spans(begin, self._used, self._session.trained.config.likelihood.batch * each)
+        self._store.fill(wanted, fitting(self._session, compute, unit=each), self._bar, unit=request.probes)
+        rows = self._store.rows(wanted)
         assert (rows["place"][0], rows["rtol"][0]) == (request.first, request.ode.rtol)
         return torch.from_numpy(rows["bits_per_dim"]).reshape(request.count, draws, request.probes).mean(1)
 
     def _score(self, request: Request) -> Rows:
-        trained, draws = self._loaded.trained, self._examples.draws
+        trained, draws = self._session.trained, self._examples.draws
         options = trained.config.likelihood
         scores = self._examples.score(
             self._examples.score_fn(trained.model.bind, request.first, request.count),
@@ -151,14 +158,14 @@ class _Solves:
         }
 
 
-def _in_random_order(loaded: Loaded, dataset: Dataset) -> Examples:
+def _in_random_order(session: Session, dataset: Dataset) -> Examples:
     """The examples from `start` to `limit`; the first of a sorted data set would stand for nothing."""
-    config = loaded.trained.config
+    config = session.trained.config
     options = config.likelihood
     stop = len(dataset) if options.limit is None else min(len(dataset), options.start + options.limit)
     order = torch.randperm(stop - options.start, generator=generator(config.seed, _ORDER)) + options.start
     return Examples(
-        dataset, order, loaded.trained.dequantisation, options.draws, config.seed, loaded.device, options.label
+        dataset, order, session.trained.dequantisation, options.draws, config.seed, session.device, options.label
     )
 
 
@@ -224,19 +231,33 @@ def _report(
     } | ends.facts()
 
 
-def _print(
-    trained: Trained,
-    outcome: Outcome,
-    ends: Ends,
-    report: dict[str, Any],
-    goal: Goal,
-    what: str,
-    seconds: float,
-) -> None:
-    level, population = f"{100 * goal.confidence:g} %", report["population"]
-    click.echo(f"{_mean(outcome)} bits/dim ({level} interval of the mean over {what} of {trained.spec.name})")
+def _lines(trained: Trained, outcome: Outcome, ends: Ends, report: Raw, goal: Goal, what: str) -> list[str]:
+    """The report for people."""
+    level = f"{100 * goal.confidence:g} %"
+    rows = split_rows(outcome.split, _notes(trained, outcome, report))
+    ode = f"rtol {outcome.tolerance.rtol:g}, atol {outcome.tolerance.atol:g}: {signed(outcome.ode)}"
+    rows.append(("ODE", ode, f"{outcome.ode_share:.5f}"))
+    rows.append(("total", "√(sum of squares) + ODE", f"{outcome.half_width:.5f}"))
+    lines = [
+        f"{_mean(outcome)} bits/dim ({level} interval of the mean over {what} of {trained.spec.name})",
+        table([("source", "what", f"± bits/dim ({level})")], rows, end_rows(ends, trained)),
+        f"units: {report['units']}",
+        f"{outcome.solves} solves of one image, {report['seconds']:.1f} s",
+    ]
+    if outcome.status != "met":
+        lines.append(f"the tolerance ± {goal.tol:g} was not met: {advice(outcome, goal)}")
+    if abs(ends.truncation.mean) > goal.tol:
+        lines.append(
+            f"warning: the truncation is larger than the tolerance; the figure is that of the data noised to "
+            f"t = {trained.model.sde.t_min:g}, not of the data"
+        )
+    return lines
+
+
+def _notes(trained: Trained, outcome: Outcome, report: Raw) -> dict[str, str]:
+    """What each random source of the error is."""
     options = trained.config.likelihood
-    notes = {"images": f"{outcome.split.count} of {population} images, in random order"}
+    notes = {"images": f"{outcome.split.count} of {report['population']} images, in random order"}
     if trained.spec.levels is not None:
         ratio = report["coupling_ratio"]
         saved = "" if ratio is None else f", variance {max(ratio, 0):.2f} of independent ones"
@@ -244,20 +265,7 @@ def _print(
         notes["dequantisation"] = f"{options.draws} {coupling} in a replicate{saved}"
     if isinstance(options.divergence, Hutchinson):
         notes["probes"] = f"{outcome.probes} {options.divergence.distribution} a solve, {PILOT_PROBES} in the pilot"
-    rows = split_rows(outcome.split, notes)
-    ode = f"rtol {outcome.tolerance.rtol:g}, atol {outcome.tolerance.atol:g}: {signed(outcome.ode)}"
-    rows.append(("ODE", ode, f"{outcome.ode_share:.5f}"))
-    rows.append(("total", "√(sum of squares) + ODE", f"{outcome.half_width:.5f}"))
-    click.echo(table(("source", "what", f"± bits/dim ({level})"), rows, end_rows(ends, trained)))
-    click.echo(f"units: {report['units']}")
-    click.echo(f"{outcome.solves} solves of one image, {seconds:.1f} s")
-    if outcome.status != "met":
-        click.echo(f"the tolerance ± {goal.tol:g} was not met: {advice(outcome, goal)}")
-    if abs(ends.truncation.mean) > goal.tol:
-        click.echo(
-            f"warning: the truncation is larger than the tolerance; the figure is that of the data noised to "
-            f"t = {trained.model.sde.t_min:g}, not of the data"
-        )
+    return notes
 
 
 def advice(outcome: Outcome, goal: Goal) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sde_diffusion.commands.common import Loaded
+from sde_diffusion.commands.session import Session
 from sde_diffusion.config import plain
 from sde_diffusion.sections import REGISTRIES
 
@@ -20,29 +20,28 @@ WORDS = {"scale": "guidance", "confidence": "conf"}
 LONGEST = 150  # characters of the differences
 
 
-def results_folder(loaded: Loaded, head: str, section: object, *, ema: bool | str = True, **more: object) -> Path:
+def results_folder(session: Session, head: str, key: str, section: object, **more: object) -> Path:
     """Where results go by default.
 
     Args:
-        loaded: What they are results of.
+        session: What they are results of.
         head: The beginning of the name.
-        section: The part of the config that they depend on, as the user asked for it: `sampling` or `likelihood`.
-        ema: Which weights.
+        key: The section of the config that they depend on: `sampling` or `likelihood`.
+        section: That section as the user asked for it.
         more: Settings from outside the config, None and False for those that were not given; they take the place of
             what the config says of the same key.
     """
-    key = "sampling" if hasattr(section, "solver") else "likelihood"
-    asked = dict(_told(loaded.own[key], section))
+    asked = dict(_told(session.own[key], section))
     asked |= {name: value for name, value in more.items() if value not in (None, False)}
-    if ema is not True:
-        asked["ema"] = ema or "none"
-    if loaded.guide_digest is not None:
+    if session.ema is not True:
+        asked["ema"] = session.ema or "none"
+    if session.guide_digest is not None:
         asked.pop("checkpoint", None)
-        asked[f"by-{loaded.guide_digest[:8]}"] = True
+        asked[f"by-{session.guide_digest[:8]}"] = True
     tail = "".join(f"_{_written(name, value)}" for name, value in asked.items())
     if len(tail) > LONGEST:
         tail = f"{tail[:LONGEST]}_{hashlib.sha256(tail.encode()).hexdigest()[:8]}"
-    return loaded.folder / (head + tail)
+    return session.folder / (head + tail)
 
 
 def _told(own: Mapping[str, Any], value: Any) -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,5 @@
 """`sample`: draw from a trained model."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +8,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sde_diffusion.build import Trained, plain_config
-from sde_diffusion.commands.common import (
-    Loaded,
-    checkpoint_options,
-    ema_options,
-    make_folder,
-    shared_options,
-    show_config,
-    write_json,
-)
-from sde_diffusion.commands.fitting import fitting
-from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
+from sde_diffusion.commands.common import Options, checkpoint_options, result_options, show_config
+from sde_diffusion.commands.growing import Rows, spans
 from sde_diffusion.commands.guiding import ALL, announce, class_options, label_rows
+from sde_diffusion.commands.job import Job, run_job
+from sde_diffusion.commands.latents import samples_report, solver_name
 from sde_diffusion.commands.naming import results_folder
+from sde_diffusion.commands.session import Session
 from sde_diffusion.commands.solving import (
     budget_option,
     end_options,
     open_to_solve,
     solver_options,
 )
+from sde_diffusion.config import Raw
 from sde_diffusion.data import DataSpec
 from sde_diffusion.pictures import save_classes, save_samples, save_strip
 from sde_diffusion.sampling import Samples
@@ -76,89 +69,67 @@ PICTURED, POINTS = 100, 5000  # most samples in a picture: images, and points of
 @click.option("--count", type=int, help="Number of samples.")
 @click.option("--batch", type=int, help="Samples drawn at once.")
 @class_options(ALL, help="Class of the samples; several in turn as 0,1,2; all of them in turn: all; -1 for none.")
-@ema_options
 @click.option("--trajectory", is_flag=True, help="Also draw how the first samples form.")
-@shared_options
+@result_options
 def sample(
-    checkpoint: Path | None,
-    config_file: Path | None,
-    assignments: tuple[str, ...],
-    seed: int | None,
-    device: str,
-    out: Path | None,
-    dry_run: bool,
-    ema: bool | str,
+    options: Options,
     trajectory: bool,
     **given: Any,
 ) -> None:
     """Draw samples from CHECKPOINT, a file or a run's folder; from the newest run without one."""
-    loaded, asked = open_to_solve(checkpoint, config_file, assignments, given | {"seed": seed}, device=device, ema=ema)
-    config = loaded.trained.config
-    announce(loaded, dry_run=dry_run)
-    if dry_run:
+    session, asked = open_to_solve(options, given)
+    config = session.trained.config
+    announce(session, dry_run=options.dry_run)
+    if options.dry_run:
         show_config({"seed": config.seed, "sampling": plain_config(config)["sampling"]})
         return
-    name = plain_config(config)["sampling"]["solver"]["name"]
     word = given["label"] if given["label"] == ALL else None
-    head = f"sample_{name}_seed{config.seed}"
-    folder = out or results_folder(loaded, head, asked, ema=ema, nfe=given["nfe"], label=word)
-    _run(loaded, folder, trajectory, {"ema": ema})
+    head = f"sample_{solver_name(session)}_seed{config.seed}"
+    folder = options.out or results_folder(session, head, "sampling", asked, nfe=given["nfe"], label=word)
+    run_job(session, folder, _job(session, folder, trajectory), options)
 
 
-def _run(loaded: Loaded, folder: Path, trajectory: bool, extra: dict[str, Any]) -> None:
-    trained, clock = loaded.trained, time.perf_counter()
-    options, spec = trained.config.sampling, trained.spec
-    facts = loaded.facts() | extra
-    fixed = {key: value for key, value in facts.items() if key not in ("checkpoint", "config")} | {
-        "seed": trained.config.seed,
-        "sampling": {k: v for k, v in facts["config"]["sampling"].items() if k != "count"},
-    }
-    store, strip = GrowingArrays(make_folder(folder) / "samples.npz", fixed, loaded.ranks), _Strip(trained)
-    _draw_all(loaded, store, strip if trajectory else None)
-    store.finish(without=("nfe",))
-    if not loaded.ranks.main:
-        return
-    if trajectory and not strip.frames:  # an earlier process drew the first batch
-        _draw(loaded, 0, min(options.count, strip.rows), strip)
-    seconds, nfe = time.perf_counter() - clock, store.arrays["nfe"]
-    samples = torch.from_numpy(store.arrays["samples"])
-    _picture(folder / "samples.png", spec, samples, store.arrays.get("labels"))
-    if trajectory:
-        strip.save(folder / "trajectory.png")
-    write_json(
-        folder / "sample.json",
-        facts
-        | {"nfe": [int(nfe.min()), int(nfe.max())], "seconds": seconds}
-        | {"shape": list(samples.shape), "units": spec.describe_units()},
-    )
-    evaluations = f"{nfe.min()}–{nfe.max()}" if nfe.min() < nfe.max() else str(nfe[0])
-    click.echo(f"{len(samples)} samples, {evaluations} score evaluations each, {seconds:.1f} s")
-    click.echo(f"wrote {folder / 'samples.png'}, samples.npz, sample.json" + (", trajectory.png" if trajectory else ""))
-
-
-def _draw_all(loaded: Loaded, store: GrowingArrays, strip: "_Strip | None") -> None:
-    """Draw what `store` lacks, batch by batch; `strip` looks at the first, which the main process draws."""
-    options, spec = loaded.trained.config.sampling, loaded.trained.spec
+def _job(session: Session, folder: Path, trajectory: bool) -> Job:
+    options, spec, facts = session.trained.config.sampling, session.trained.spec, session.facts()
+    strip = _Strip(session.trained) if trajectory else None
 
     def compute(first: int, size: int) -> Rows:
-        result = _draw(loaded, first, size, strip if first == 0 else None)
+        result = _draw(session, first, size, strip if first == 0 else None)
         rows = {"samples": spec.from_model(result.x).cpu().numpy(), "nfe": np.full(size, result.nfe)}
         return rows | label_rows(options.labels(first, size), known=options.label != (-1,))
 
-    with tqdm(total=options.count, unit="img", disable=None) as bar:
-        store.fill(spans(0, options.count, options.batch), fitting(loaded, compute), bar)
+    def finish(rows: Rows, seconds: float) -> tuple[Raw, list[str]]:
+        samples = torch.from_numpy(rows["samples"])
+        _picture(folder / "samples.png", spec, samples, rows.get("labels"))
+        if strip is not None:
+            if not strip.frames:  # an earlier process drew the first batch
+                _draw(session, 0, min(options.count, strip.rows), strip)
+            strip.save(folder / "trajectory.png")
+        return samples_report(rows, spec, seconds)
+
+    return Job(
+        files=("samples.png", "samples.npz", "sample.json", *(["trajectory.png"] if trajectory else [])),
+        arrays="samples.npz",
+        facts=facts,
+        request=facts | {"config": {key: facts["config"][key] for key in ("seed", "sampling")}},
+        grows="config.sampling.count",
+        spans=spans(0, options.count, options.batch),
+        compute=compute,
+        finish=finish,
+        without=("nfe",),
+    )
 
 
-def _draw(loaded: Loaded, start: int, size: int, strip: "_Strip | None") -> Samples:
+def _draw(session: Session, start: int, size: int, strip: "_Strip | None") -> Samples:
     """The samples `start … start + size − 1`."""
-    trained = loaded.trained
+    trained = session.trained
     options = trained.config.sampling
     return draw(
         trained.score_fn(options.labels(start, size)),
         trained.model.sde,
         options.solver,
         (size, *trained.spec.shape),
-        noise=SeededNoise(trained.config.seed, start=start, device=loaded.device),
+        noise=SeededNoise(trained.config.seed, start=start, device=session.device),
         t_end=options.t_end,
         denoise=options.denoise,
         project=options.projection,

@@ -1,19 +1,20 @@
 """The options that choose a solver, and their way into the config."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
 
 from sde_diffusion.build import Config, SamplingConfig
 from sde_diffusion.commands.asked import Asked, flags, request
-from sde_diffusion.commands.common import Command, Loaded, find
+from sde_diffusion.commands.common import Command, Options
 from sde_diffusion.commands.guiding import class_flags, guided, in_turn
+from sde_diffusion.commands.session import Session, find
 from sde_diffusion.errors import InputError, UnknownKeyError, require
 from sde_diffusion.grids import GRIDS
+from sde_diffusion.registry import name_of
 from sde_diffusion.solvers import SOLVERS, GridSolver, Plan, Solver, for_budget, within
 
 SECTION = "sampling.solver"
@@ -66,31 +67,24 @@ def budget_option(command: Command) -> Command:
     )(command)
 
 
-def open_to_solve(
-    checkpoint: Path | None,
-    config_file: Path | None,
-    assignments: Sequence[str],
-    given: Mapping[str, Any],
-    *,
-    device: str,
-    ema: bool | str,
-) -> tuple[Loaded, SamplingConfig]:
+def open_to_solve(options: Options, given: dict[str, Any]) -> tuple[Session, SamplingConfig]:
     """The model of a checkpoint with its guidance, to be used as the user asks, and what of `sampling` they ask for.
 
     Args:
-        given: The options of the command, by name.
+        given: The command's own options, by name.
 
     Raises:
         InputError: What is wrong with the checkpoint, the config, --nfe, labels or guidance.
     """
     label = given["label"]
-    wanted = request(config_file, assignments, [*flags(given, KEYS), *class_flags(label)])
-    found = find(checkpoint, device)
+    said = [*flags(given | {"seed": options.seed}, KEYS), *class_flags(label)]
+    wanted = request(options.config_file, options.assignments, said)
+    found = find(options.checkpoint, options.device)
     asked = wanted.over(found.own)
     with naming_flags(asked):
         config = spend_budget(given.get("nfe"), asked)
-    loaded = found.load(in_turn(config, found.spec, label), ema=ema)
-    return guided(loaded, label), asked.config().sampling
+    session = found.load(in_turn(config, found.spec, label), ema=options.ema)
+    return guided(session, label), asked.config().sampling
 
 
 def spend_budget(nfe: int | None, asked: Asked) -> Config:
@@ -129,15 +123,10 @@ def _steps_within(solver: Solver, nfe: int, denoise: bool | None) -> Plan:
     if not isinstance(solver, GridSolver):
         fitting = [name for name, row in SOLVERS.items() if issubclass(row, GridSolver)]
         raise InputError(
-            f"--nfe cannot set the steps of the solver {name_of(solver)!r}, which chooses its own by its "
+            f"--nfe cannot set the steps of the solver {name_of(SOLVERS, solver)!r}, which chooses its own by its "
             f"tolerances; take one of {', '.join(fitting)}, or name none"
         )
     return within(solver, nfe, denoise=denoise)
-
-
-def name_of(solver: Solver) -> str:
-    """Its row in `SOLVERS`."""
-    return next(name for name, row in SOLVERS.items() if type(solver) is row)
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import torch
 from tqdm import tqdm
 
 from sde_diffusion.build import choose_device
-from sde_diffusion.commands.common import Loaded, load, make_folder, write_json
+from sde_diffusion.commands.common import make_folder, write_json
+from sde_diffusion.commands.session import Session, load
 from sde_diffusion.data import sweep
 from sde_diffusion.errors import RunError, require
 from sde_diffusion.likelihood import mean_interval
@@ -67,9 +68,9 @@ def verify(
     checks = [(area, check) for area, make in areas.items() if make for check in collect(area, make, setting)]
     examined = None
     if checkpoint:
-        loaded = load(checkpoint, device=device)
-        click.echo(loaded.describe())
-        folder, examined = folder or make_folder(loaded.folder / "verify"), _examine(loaded)
+        session = load(checkpoint, device=device)
+        click.echo(session.describe())
+        folder, examined = folder or make_folder(session.folder / "verify"), _examine(session)
         checks += [("model", check) for check in examined.checks()]
     outcomes = _run_all(checks, fail_fast)
     seconds = time.perf_counter() - clock
@@ -88,13 +89,13 @@ def verify(
         raise RunError(_complaint(outcomes))
 
 
-def _examine(loaded: Loaded) -> Examination:
+def _examine(session: Session) -> Examination:
     """The model with held-out and training examples, dequantised as in training."""
-    trained, learned = loaded.trained, loaded.trained.learned_noise
+    trained, learned = session.trained, session.trained.learned_noise
     seed, rows, data = trained.config.seed, [], trained.config.data
     flat = trained.config.training.dequantise.uniform
     for examples, limit in ((data.load("test"), HELD_OUT), (data.load("train"), FITTED)):
-        batches = sweep(examples, batch=1024, seed=seed, device=loaded.device, dequantise=flat, limit=limit)
+        batches = sweep(examples, batch=1024, seed=seed, device=session.device, dequantise=flat, limit=limit)
         x = torch.cat([batch.x for _, batch in batches])
         if learned is not None:
             values = trained.spec.from_model(x)
