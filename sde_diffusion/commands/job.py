@@ -27,6 +27,7 @@ from sde_diffusion.errors import InputError, require
 
 UNFINISHED = "unfinished.json"
 UNIMPORTANT = ("batch", "checkpoint", "file")  # they change no result: batches, and where a file with its hash lies
+OPTIONAL = ("file_sha256", "guide_sha256")  # of inputs that not every request has
 MODEL_KEYS = ("checkpoint_sha256", "guide_sha256", "step", "torch", "sde_diffusion", "device")
 
 
@@ -186,7 +187,8 @@ def _is_held(path: Path) -> bool:
 
 
 def _other(there: Raw, wanted: Raw, grows: str) -> dict[str, tuple[Any, Any]]:
-    """Where two requests differ in what both say."""
+    """Where two requests differ in what both say, and in what one of them may have no word of."""
+    there, wanted = ({**dict.fromkeys(OPTIONAL), **raw} for raw in (there, wanted))
     found = differences(_shared(there, wanted), _shared(wanted, there))
     return {
         key: (old, new)

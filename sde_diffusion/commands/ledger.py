@@ -14,7 +14,7 @@ from sde_diffusion.commands.common import Options
 from sde_diffusion.commands.fitting import fitting
 from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
 from sde_diffusion.commands.job import results, write_results
-from sde_diffusion.commands.likelihood_report import finite, table
+from sde_diffusion.commands.likelihood_report import aligned, finite
 from sde_diffusion.commands.session import Session
 from sde_diffusion.config import Raw
 from sde_diffusion.likelihood import Examples
@@ -52,7 +52,7 @@ def write_ledger(session: Session, examples: Examples, folder: Path, facts: Raw,
             rows = [_row(session, entry, store) for entry, store in zip(entries, stores, strict=True)]
             report = {"confidence": config.confidence, "examples": stop - config.start}
             lines = [
-                _table(rows, f"{100 * config.confidence:g} %"),
+                table(rows, f"{100 * config.confidence:g} %"),
                 f"{report['examples']} examples, {facts['split']} of {session.trained.spec.name}, {rows[0].units}; the "
                 f"interval is over examples",
                 EXPLANATION,
@@ -129,10 +129,10 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name).replace("__", "_")
 
 
-def _table(rows: list[LedgerRow], level: str) -> str:
+def table(rows: list[LedgerRow], level: str) -> str:
     """Name, mean ± half-width, cost, and what it bounds."""
     cells = [("row", "bits/dim", f"± {level}", "NFE/example", "seconds", "what it bounds")]
     for row in rows:
         half_width = "" if math.isnan(row.half_width) else f"{row.half_width:.4f}"
         cells.append((row.name, f"{row.mean:.4f}", half_width, f"{row.nfe:.0f}", f"{row.seconds:.1f}", row.bounds))
-    return table(cells, numbers=range(1, 5))
+    return aligned(cells, numbers=range(1, 5))

@@ -13,7 +13,7 @@ from torch import Tensor
 from sde_diffusion.build import Config, Trained
 from sde_diffusion.commands.growing import Rows, spans
 from sde_diffusion.commands.job import Job
-from sde_diffusion.commands.likelihood_report import Ends, end_rows, ends_of, split_facts, split_rows, table
+from sde_diffusion.commands.likelihood_report import Ends, aligned, end_rows, ends_of, split_facts, split_rows
 from sde_diffusion.commands.session import Session
 from sde_diffusion.config import Raw
 from sde_diffusion.data import Dataset, sweep
@@ -69,6 +69,7 @@ def plain_job(session: Session, dataset: Dataset, reference: bool, folder: Path,
         files=("likelihood.json", "per_image.npz", "histogram.png"),
         arrays="per_image.npz",
         facts=facts | {"reference": reference},
+        request={key: value for key, value in facts.items() if key != "split"} | {"reference": reference},
         spans=spans(options.start, stop, options.batch),
         compute=lambda start, count: _scored(session, examples, gaussian(), start, count),
         finish=finish,
@@ -190,7 +191,7 @@ def _split_table(trained: Trained, split: Split, ends: Ends) -> str:
         notes["probes"] = f"{options.divergence.estimates} a solve"
     rows = split_rows(split, notes) if math.isfinite(split.half_width) else []
     level = f"± bits/dim ({100 * options.confidence:g} %)"
-    return table([("source", "what", level)], rows, end_rows(ends, trained))
+    return aligned([("source", "what", level)], rows, end_rows(ends, trained))
 
 
 def _with_error(report: dict[str, Any], prefix: str) -> str:

@@ -87,7 +87,7 @@ def signed(interval: Interval) -> str:
     return f"{interval.mean:+.5f}" + ("" if math.isnan(interval.half_width) else f" ± {interval.half_width:.5f}")
 
 
-def table(*blocks: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
+def aligned(*blocks: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
     """Aligned columns, with a rule between blocks of rows; those of `numbers` are aligned at the right."""
     widths = [max(map(_width, column)) for column in zip(*(row for block in blocks for row in block), strict=True)]
 

@@ -18,13 +18,13 @@ from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
 from sde_diffusion.commands.job import results, write_results
 from sde_diffusion.commands.likelihood_report import (
     Ends,
+    aligned,
     end_rows,
     ends_of,
     finite,
     signed,
     split_facts,
     split_rows,
-    table,
 )
 from sde_diffusion.commands.session import Session
 from sde_diffusion.config import Raw
@@ -62,7 +62,8 @@ def score_to_tolerance(
     if given_ode:
         ladder = tuple(Tolerance(scale * config.ode.rtol, scale * config.ode.atol) for scale in (1, FINER))
     facts |= {"ladder": [tolerance._asdict() for tolerance in ladder]}
-    with results(session, folder, facts, FILES, options) as lacking:
+    request = {key: value for key, value in facts.items() if key != "split"}  # there it means another thing
+    with results(session, folder, request, FILES, options) as lacking:
         if not lacking:
             return
         examples = _in_random_order(session, dataset)
@@ -240,7 +241,7 @@ def _lines(trained: Trained, outcome: Outcome, ends: Ends, report: Raw, goal: Go
     rows.append(("total", "√(sum of squares) + ODE", f"{outcome.half_width:.5f}"))
     lines = [
         f"{_mean(outcome)} bits/dim ({level} interval of the mean over {what} of {trained.spec.name})",
-        table([("source", "what", f"± bits/dim ({level})")], rows, end_rows(ends, trained)),
+        aligned([("source", "what", f"± bits/dim ({level})")], rows, end_rows(ends, trained)),
         f"units: {report['units']}",
         f"{outcome.solves} solves of one image, {report['seconds']:.1f} s",
     ]
