@@ -30,7 +30,7 @@ import torch
 from common import RESULTS, alternate, describe, machine_facts, short, table, use_one_thread, write_results
 from torch import Tensor
 
-from sde_diffusion.commands.common import load
+from sde_diffusion.commands.session import load
 from sde_diffusion.data.digits import Digits
 from sde_diffusion.data.loader import sweep
 from sde_diffusion.likelihood import Hutchinson, log_likelihood

@@ -1,8 +1,8 @@
 """What the user asks for: the config file, `--set` and flags, as one overlay in which each value knows who gave it.
 
 A request means the same whichever way it is made: by a flag, by `--set a.b=value`, by a mapping in `--set`, or in a
-file. Flags stand over `--set`, and `--set` over the file. On the command line names of components come first, whatever
-the order, for naming another component drops the options of the old one.
+file. Flags stand over `--set`, and `--set` over the file. Naming another component drops the options of the old one, so
+names that flags depend on come first; other texts of `--set` count in their order.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -94,11 +94,21 @@ class Request:
         origins = {
             key: FILE for key, value in _leaves(file, raw) if not (repeats and (True, value) == _value_at(below, key))
         }
-        for said in sorted(self.said, key=lambda said: _order(said, raw)):
+        for said in sorted(self.said, key=lambda said: self._order(said, raw)):
             raw = put(raw, said.key, said.value)
             origins = {key: origin for key, origin in origins.items() if _value_at(raw, key)[0]}
             origins |= dict.fromkeys((key for key, _ in _leaves(put({}, said.key, said.value), raw)), said.origin)
         return Asked(renamed(raw), origins)
+
+    def _order(self, said: Said, raw: Raw) -> tuple[int, int, bool]:
+        """Names from the outermost component inwards, by flags or above what flags say; then `--set`, then flags."""
+        key, value = said.key.removesuffix(".name"), said.value
+        named = key != said.key or (isinstance(value, Mapping) and "name" in value)
+        named |= isinstance(value, str) and isinstance(_value_at(raw, key)[1], Mapping)
+        is_set = said.origin == SET
+        if named and (not is_set or any(_within(flag.key, key) for flag in self.said if flag.origin != SET)):
+            return 0, key.count("."), is_set
+        return (1 if is_set else 2), 0, is_set
 
 
 def request(file: Path | None, assignments: Sequence[str], flags: Iterable[Said] = ()) -> Request:
@@ -123,15 +133,6 @@ def flags(given: Mapping[str, Any], keys: Mapping[str, str]) -> list[Said]:
         for name, key in keys.items()
         if given.get(name) is not None
     ]
-
-
-def _order(said: Said, raw: Raw) -> tuple[int, int, bool]:
-    """Names from the outermost component inwards, then options. Among names the last is `--set`'s, else the flag's."""
-    key, value = said.key.removesuffix(".name"), said.value
-    section = _value_at(raw, key)[1]
-    named = key != said.key or (isinstance(value, Mapping) and "name" in value)
-    named |= isinstance(value, str) and isinstance(section, Mapping)
-    return (0, key.count("."), said.origin == SET) if named else (1, 0, said.origin != SET)
 
 
 def _leaves(layer: Mapping[str, Any], merged: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -195,8 +195,15 @@ def test_each_value_knows_who_gave_it(tmp_path: Path) -> None:
     assert asked.says("seed") is None
 
 
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_names_come_before_options_whatever_the_order(order: tuple[int, ...]) -> None:
+def test_a_name_drops_what_was_said_before_it() -> None:
+    base = {"sde": {"name": "vp", "t_min": 1e-4}}
     texts = ("sde.name=ve", "sde.sigma_max=3")
-    asked: Asked = request(None, [texts[i] for i in order]).over({"sde": {"name": "vp", "t_min": 1e-4}})
-    assert asked.raw == {"sde": {"name": "ve", "sigma_max": 3}}
+    assert request(None, texts).over(base).raw == {"sde": {"name": "ve", "sigma_max": 3}}
+    assert request(None, texts[::-1]).over(base).raw == {"sde": {"name": "ve"}}
+
+
+def test_names_come_before_the_flags_that_need_them() -> None:
+    keys = {"grid": "solver.grid.name", "steps": "solver.steps"}
+    given = flags({"grid": "karras", "steps": 3}, keys)
+    asked: Asked = request(None, ["solver.grid.rho=5", "solver.name=em"], given).over({"solver": {"name": "ode"}})
+    assert asked.raw == {"solver": {"name": "em", "grid": {"name": "karras", "rho": 5}, "steps": 3}}

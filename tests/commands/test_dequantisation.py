@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sde_diffusion.commands.common import load
+from sde_diffusion.commands.session import load
 from sde_diffusion.commands.verify import _examine
 from tests.commands.running import TINY, invoke, succeed, train
 from tests.commands.test_likelihood import LOOSE
