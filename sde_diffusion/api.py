@@ -16,10 +16,9 @@ from torch import nn
 
 from sde_diffusion import checkpoints
 from sde_diffusion.build import build_trainer, choose_device, resolve_precision_of
-from sde_diffusion.checkpoints import RUNS, facts_of
+from sde_diffusion.checkpoints import RUNS, facts_of, source_of
 from sde_diffusion.config import Raw, merge, parse
-from sde_diffusion.data import DATASETS, Dataset, DataSpec
-from sde_diffusion.data.arrays import Arrays
+from sde_diffusion.data import Dataset, DataSpec
 from sde_diffusion.errors import InputError, require, require_kind, shown_type
 from sde_diffusion.files import as_path
 from sde_diffusion.inference import Model
@@ -142,7 +141,7 @@ class Trainer(TrainerOfParts):
         shape = tuple(getattr(model.net, "shape", train.spec.shape))
         require(shape == train.spec.shape, f"`train` must hold examples of the shape {shape}, got {train.spec.shape}")
         where = next(model.parameters()).device if device is None else choose_device(str(device))
-        source = DATASETS.get(train.spec.name, Arrays)()
+        source = source_of(train.spec)
         options = Config(seed=seed, data=source, training=config, loss=loss)
         options = resolve_precision_of(options, where)
         facts = facts_of(model, train.spec, options)

@@ -16,7 +16,7 @@ from torch import nn
 from sde_diffusion.arguments import as_process
 from sde_diffusion.build import MODEL, Trained, load_trained, read_config
 from sde_diffusion.config import Raw, Recipe, differences
-from sde_diffusion.data import DATASETS, DataSpec
+from sde_diffusion.data import DATASETS, DataSource, DataSpec
 from sde_diffusion.data.arrays import Arrays
 from sde_diffusion.errors import InputError, require, require_kind
 from sde_diffusion.fields import changes
@@ -114,6 +114,18 @@ def require_described(checkpoint: Checkpoint, path: Path) -> None:
         )
 
 
+def source_of(spec: DataSpec) -> DataSource:
+    """The data set of a spec's name with its defaults; for a program's own tensors, files of numbers in these units."""
+    row = DATASETS.get(spec.name, Arrays)
+    if row is not Arrays:
+        return row()
+    source = Arrays(levels=spec.levels, classes=spec.classes)
+    if spec.levels is not None:
+        return source
+    shift, scale = (value if isinstance(value, tuple) else (value,) for value in (spec.shift, spec.scale))
+    return replace(source, shift=shift, scale=scale)
+
+
 def facts_of(model: ScoreModel, spec: DataSpec, config: Config | None = None) -> dict[str, Any]:
     """What a checkpoint must say of `model` so that it can be built again: `config`, `data` and `own`.
 
@@ -146,7 +158,7 @@ def facts_of(model: ScoreModel, spec: DataSpec, config: Config | None = None) ->
         **options,
     )
     if config is None:
-        config = Config(data=DATASETS.get(spec.name, Arrays)())
+        config = Config(data=source_of(spec))
     config = replace(config, model=section)
     config = config if "sde" in own else replace(config, sde=model.sde)
     facts: dict[str, Any] = {"config": plain_config(config), "data": spec.to_dict()}

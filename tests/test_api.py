@@ -1,5 +1,6 @@
 """The front door: what a program does in three lines, and what it is told when it does something else."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -145,6 +146,19 @@ def test_a_trainer_on_own_tensors_makes_a_run_that_commands_read(tmp_path: Path,
     assert sd.load(tmp_path / "run").step == 4
     result = invoke("sample", str(tmp_path / "run"), "--count", "2", "--nfe", "3")
     assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0, (4.0, 0.25)])
+def test_commands_score_a_librarys_run_in_its_own_units(tmp_path: Path, points: Tensor, scale: Any) -> None:
+    units = sd.Continuous((2,), shift=0.5, scale=scale)
+    score = sd.ScoreModel(sd.MLP((2,), width=16, depth=1), sd.VPSDE())
+    file = sd.save(tmp_path / "own", score, units=units)
+    np.save(tmp_path / "points.npy", points[:8].numpy())
+    options = ("--set", f"data.file={tmp_path / 'points.npy'}", "--set", "data.test_fraction=0.5")
+    result = invoke("likelihood", str(file), *options, "--exact", "--out", str(tmp_path / "scored"))
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "scored" / "likelihood.json").read_text())
+    assert found["bits_per_dim"] == pytest.approx(sd.load(file).bits_per_dim(points[4:8], divergence="exact").mean)
 
 
 def test_train_goes_on_where_a_run_stands(tmp_path: Path) -> None:

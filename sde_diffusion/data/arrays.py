@@ -34,9 +34,8 @@ class Table(NamedTuple):
 class Arrays(DataSource):
     """Examples (N, *shape) from a file, or from a folder of files one after another.
 
-    Integers are discrete values 0 … levels − 1. Floating-point numbers are continuous, standardised by the mean and the
-    standard deviation of all numbers of the training split. What is above `MEMORY_LIMIT` stays on the disk, if it is
-    not compressed.
+    Integers are discrete values 0 … levels − 1. Floating-point numbers are continuous: the model sees
+    (y − shift)/scale. What is above `MEMORY_LIMIT` stays on the disk, if it is not compressed.
 
     Args:
         file: The .npy, .npz or .safetensors file to train on, a folder of them, or a pattern such as data/part_*.npy;
@@ -46,6 +45,8 @@ class Arrays(DataSource):
         labels, test_labels: Files of class indices (N,); empty for the arrays `labels` of the files, if they have them.
         classes: Names of the classes; empty for "0", "1", … up to the greatest label.
         levels: Number of discrete values; None for 256 (uint8), 2 (bool) and continuous data.
+        shift, scale: Of continuous data, a number or one for each channel; empty for the mean and the standard
+            deviation of all numbers of the training split.
         test_fraction: Part of `file` that is the test split where `test` is empty, in [0, 1).
 
     Raises:
@@ -60,6 +61,8 @@ class Arrays(DataSource):
     test_labels: str = option("", "nothing")
     classes: tuple[str, ...] = ()
     levels: int | None = None
+    shift: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
     test_fraction: float = 0.1
 
     def read(self, split: Literal["train", "test"]) -> Dataset:
@@ -118,7 +121,8 @@ class Arrays(DataSource):
         levels = self._levels(table)
         mean, std = _look_through(table, levels, 0, cut)
         require(std > 0, f"{table.file} must hold more than one value, got {mean:g} everywhere")
-        spec = DataSpec("arrays", shape, levels=levels, classes=classes, shift=mean, scale=std)
+        shift, scale = _units(self.shift, mean), _units(self.scale, std)
+        spec = DataSpec("arrays", shape, levels=levels, classes=classes, shift=shift, scale=scale)
         if table.labels is not None:
             spec.check_labels(table.labels, source=self.labels or f"labels of {table.file}")
         return spec
@@ -263,6 +267,11 @@ def _look_through(table: Table, levels: int | None, start: int, stop: int) -> tu
         return 0.0, 1.0
     found = scan_floats(table.file, table.values, start=start, stop=stop)
     return found.mean[0], found.std[0]
+
+
+def _units(given: tuple[float, ...], found: float) -> float | tuple[float, ...]:
+    """The numbers `given`, one alone as a number; what was `found` in the data where there are none."""
+    return found if not given else given[0] if len(given) == 1 else given
 
 
 def _tensor(values: Array, spec: DataSpec) -> Tensor:

@@ -261,10 +261,11 @@ def _sides(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _numbers(value: float | Sequence[float] | Tensor) -> float | tuple[float, ...]:
-    """A number as it is; several, one for each channel, as a tuple."""
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    return tuple(map(float, value)) if isinstance(value, Sequence) else float(value)
+    """One number as it is; several, one for each channel, as a tuple."""
+    found: Any = value.tolist() if isinstance(value, Tensor) else value
+    if not isinstance(found, Sequence):
+        return float(found)
+    return float(found[0]) if len(found) == 1 else tuple(map(float, found))
 
 
 @lru_cache(maxsize=64)

@@ -281,3 +281,11 @@ def test_missing_files_and_splits_are_refused(tmp_path: Path) -> None:
     file = save(tmp_path / "a.npy", FLOATS)
     with pytest.raises(InputError, match=f"the test split of {file} is empty with `data.test_fraction` = 0.0 of 40"):
         read("test", file=file, test_fraction=0.0)
+
+
+def test_units_that_are_given_are_those_of_the_data(tmp_path: Path) -> None:
+    np.save(tmp_path / "table.npy", np.random.default_rng(0).normal(3, 2, (20, 2)).astype(np.float32))
+    found = Arrays(file=str(tmp_path / "table.npy"), shift=(1.0,), scale=(2.0, 4.0)).load("train").spec
+    assert (found.shift, found.scale) == (1.0, (2.0, 4.0))
+    with pytest.raises(InputError, match="`scale` must be > 0, got -1"):
+        Arrays(file=str(tmp_path / "table.npy"), scale=(-1.0,)).load("train")
