@@ -33,7 +33,7 @@ Line = tuple[str, str]
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of products and convolutions for one image, two for each multiplication with addition.
+    """Floating-point operations of products and convolutions for one example; a multiplication with addition is two.
 
     Attributes:
         forward: Of the network.
@@ -77,12 +77,12 @@ def estimate(config: Config, device: torch.device, ranks: int = 1) -> Iterator[L
     flops, again = count_flops(net, spec), config.perf.checkpointing
     step = flops.step + again * flops.forward
     yield "parameters", f"{count_parameters(net):,}"
-    yield "FLOPs", f"{_si(flops.forward)} an image forward, {_si(step * options.batch)} a step"
+    yield "FLOPs", f"{_si(flops.forward)} an example forward, {_si(step * options.batch)} a step"
     needs = needed(config, net, spec, device)
     piece, share = piece_of(config, ranks), math.ceil(options.batch / ranks)
     yield "memory", f"about {readable(needs.at(piece))} for {_pieces(share, piece)}; {readable(free)} are free"
     parts = ", ".join(f"{name} {readable(size)}" for name, size in standing_bytes(config, net).items())
-    yield "", f"{parts}; {readable(needs.each)} for each image"
+    yield "", f"{parts}; {readable(needs.each)} for each example"
     largest, recomputing = needs.largest(device, free), ""
     if not again:
         other = replace(config, perf=replace(config.perf, checkpointing=True))
@@ -91,10 +91,10 @@ def estimate(config: Config, device: torch.device, ranks: int = 1) -> Iterator[L
     if largest == 0:
         yield "time", "not measured: not even a batch of one would fit"
     elif device.type == "cpu" and step > MOST_FLOPS:
-        yield "time", f"not measured: a step of one image takes {_si(step)} FLOPs"
+        yield "time", f"not measured: a step of one example takes {_si(step)} FLOPs"
     else:
         seconds = seconds_of_step(config, device, share, most=min(piece, largest))
-        yield "time", f"about {_duration(seconds)} a step, {options.batch / seconds:,.3g} img/s"
+        yield "time", f"about {_duration(seconds)} a step, {options.batch / seconds:,.3g} examples/s"
         yield "", f"{_duration(seconds * options.steps)} for {options.steps:,} steps, without validation and pictures"
 
 

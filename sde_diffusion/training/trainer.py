@@ -34,7 +34,7 @@ from sde_diffusion.training.parallel import Engine, make_engine, shard
 from sde_diffusion.training.preview import draw_samples
 from sde_diffusion.training.run_folder import RunFolder
 from sde_diffusion.training.shares import full, load_whole, released, whole
-from sde_diffusion.training.speed import Speed
+from sde_diffusion.training.speed import Progress, Speed
 from sde_diffusion.training.step import StepLoss, pieces
 from sde_diffusion.training.stop import StopRequest, stop_on_signals
 from sde_diffusion.training.validation import HeldOut
@@ -177,6 +177,7 @@ class Trainer:
 
     def _loop(self, batches: Iterator[Batch], stop: StopRequest, bar: "tqdm[Any]", board: Board) -> None:
         speed = Speed(self.step, self.config.batch)
+        progress = Progress(bar, self.config.batch, lines=self.ranks.main)
         while self.step < self.config.steps and (batch := self._next(batches, stop)) is not None:
             self.window.add(self.step, *self.train_step(batch))
             self.step += 1
@@ -186,7 +187,7 @@ class Trainer:
                 rows |= self.window.report() | {"learning_rate": self.config.learning_rate_at(self.step - 1)}
                 rows |= self._learned_by_t()
                 rows["images_per_second"] = speed.rate(self.step)
-                bar.set_postfix_str(f"loss {rows['loss']:.4g}, {rows['images_per_second']:.0f} img/s")
+                progress.show(self.step, rows["loss"], rows["images_per_second"])
             with speed.paused():
                 if self._due("validate") or self._due("sample") or self._due("snapshot"):
                     _ = self.window.sums  # stop at a non-finite loss before its weights are shown

@@ -86,12 +86,12 @@ def test_a_dry_run_says_what_a_run_will_take() -> None:
     told = outcome.err
     net = build_model(settings(), settings().data.load("train").spec, CPU)
     assert f"parameters     {count_parameters(net):,}\n" in told
-    assert re.search(r"FLOPs +[\d.]+ M an image forward, [\d.]+ M a step", told)
+    assert re.search(r"FLOPs +[\d.]+ M an example forward, [\d.]+ M a step", told)
     assert re.search(r"memory +about [\d.]+ MiB for a batch of 16; [\d.,]+ GiB are free", told)
-    assert re.search(r"weights [\d.]+ KiB, gradients .*, optimizer .*, 3 averages .*; [\d.]+ KiB for each image", told)
+    assert re.search(r"weights [\d.]+ KiB, gradients .*, optimizer .*, 3 averages .*; [\d.]+ KiB for each e", told)
     plain, recomputing = re.findall(r"([\d,]+) (?:in one piece|with perf.checkpointing)", told)
     assert 1000 < int(plain.replace(",", "")) < int(recomputing.replace(",", ""))
-    assert re.search(r"time +about [\d.]+ ms a step, [\d,.e+]+ img/s\n", told)
+    assert re.search(r"time +about [\d.]+ ms a step, [\d,.e+]+ examples/s\n", told)
     assert "for 1,000 steps, without validation and pictures" in told
 
 
@@ -120,7 +120,7 @@ def test_nothing_is_tried_that_does_not_fit_or_takes_minutes(monkeypatch: pytest
         assert "largest batch  about 0 in one piece; 0 with perf.checkpointing" in told
         assert "not measured: not even a batch of one would fit" in told
     monkeypatch.setattr(estimate, "MOST_FLOPS", 1)
-    assert re.search(r"time +not measured: a step of one image takes [\d.]+ M FLOPs", asked().err)
+    assert re.search(r"time +not measured: a step of one example takes [\d.]+ M FLOPs", asked().err)
 
 
 def test_long_steps_are_reckoned_from_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:

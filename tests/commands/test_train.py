@@ -89,6 +89,7 @@ def test_a_run_leaves_its_config_checkpoint_metrics_and_picture(tmp_path: Path) 
     assert "digits: 1500 examples of shape (1, 8, 8); subvp" in outcome.out
     assert "done at step 3" in outcome.out
     assert "%|" not in outcome.err, "no progress bar where nobody looks"
+    assert re.search(r"^step 3 of 3: loss [\d.]+, \d+ examples/s, 00:00 left$", outcome.err, re.MULTILINE), "but a line"
 
 
 def test_the_default_folder_names_data_and_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from sde_diffusion.errors import InputError, RunError
 from sde_diffusion.losses import DSMLoss
 from sde_diffusion.training import EMA, RunFolder, TrainingConfig, newest_run
 from sde_diffusion.training.board import Board
+from sde_diffusion.training.speed import Progress
 from sde_diffusion.training.window import HELD, LossWindow
 from tests.training.test_checkpoint import example
 
@@ -242,3 +244,20 @@ def test_lock_is_not_held_by_children(tmp_path: Path) -> None:
     os.waitpid(child, 0)
     for end in (read, running, started):
         os.close(end)
+
+
+def test_lines_of_progress_come_at_once_and_then_each_half_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("sde_diffusion.training.speed.time.monotonic", lambda: now)
+    caplog.set_level("INFO")
+    bar: tqdm[Any] = tqdm(total=1000, disable=True)
+    for progress in (Progress(bar, 64, lines=True), Progress(bar, 64, lines=False)):
+        for now in (0.0, 29.0, 31.0, 60.0, 62.0):
+            progress.show(int(now) + 100, 0.12345, 640.0)
+    assert caplog.messages == [
+        "step 100 of 1000: loss 0.1235, 640 examples/s, 01:30 left",
+        "step 131 of 1000: loss 0.1235, 640 examples/s, 01:26 left",
+        "step 162 of 1000: loss 0.1235, 640 examples/s, 01:23 left",
+    ]

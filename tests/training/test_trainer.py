@@ -346,7 +346,7 @@ def test_a_terminal_shows_progress_with_loss_speed_and_time_left(tmp_path: Path)
     shown = Terminal()
     with redirect_stderr(shown):
         trainer_for(tmp_path / "shown", log_every=1).run()
-    assert re.search(r"20/20 \[\d\d:\d\d<\d\d:\d\d, .*loss [\d.]+, \d+ img/s", shown.getvalue())
+    assert re.search(r"20/20 \[\d\d:\d\d<\d\d:\d\d, .*loss [\d.]+, \d+ examples/s", shown.getvalue())
     quiet = io.StringIO()
     with redirect_stderr(quiet):
         trainer_for(tmp_path / "quiet", log_every=1).run()
