@@ -37,12 +37,27 @@ def shared_options(command: Command) -> Command:
                 help="A YAML file of settings, or the name of a config that comes with the package (see `configs`).",
             ),
             click.option(
-                "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override, e.g. sde.t_min=1e-4."
+                "--set",
+                "assignments",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Set one key of the config, for example sde.t_min=1e-4. May be repeated.",
             ),
             click.option("--seed", type=int, help="Seed of every random number. Default: the config's, or 0."),
-            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
-            click.option("--out", type=click.Path(path_type=Path), help="Folder for what is written."),
-            click.option("-n", "--dry-run", is_flag=True, help="Print the resolved config and stop."),
+            click.option(
+                "--device",
+                default="auto",
+                show_default=True,
+                help="Where to compute: auto (CUDA where there is one), cpu, cuda, cuda:N or mps.",
+            ),
+            click.option(
+                "--out",
+                type=click.Path(path_type=Path),
+                help="The folder for the results. Each command has a default of its own.",
+            ),
+            click.option(
+                "-n", "--dry-run", is_flag=True, help="Print the config that results, every default included, and stop."
+            ),
         ]
     ):
         command = option(command)
@@ -56,7 +71,7 @@ def timeout_option(command: Command) -> Command:
         type=float,
         default=TIMEOUT,
         show_default=True,
-        help="Seconds that one of several processes (torchrun) waits for the others before it gives up.",
+        help="With several processes (torchrun): seconds that each waits for the others before it gives up.",
     )(command)
 
 
@@ -79,13 +94,21 @@ def ema_options(command: Command) -> Command:
         is_flag=False,
         flag_value=_USUAL,
         default=_USUAL,
-        metavar="[LENGTH]",
+        metavar="[AVERAGE]",
         callback=chosen,
-        help="Averaged weights (default), those of the run's first rate; or LENGTH of the average over the training "
-        "time, 0.05 or 0.15, also LENGTH@STEP; or another rate that the run kept; or none.",
+        help="Which weights to use. Without it: the run's first average (`training.ema_decay`). "
+        "--ema 0.9999: the average of another decay rate that the run kept. "
+        "--ema 0.05: an average over a span of σ_rel = 0.05 of the training. "
+        "--ema 0.05@2000: the same average as it was at step 2000. "
+        "--ema none: the last weights.",
     )
     last = click.option(
-        "--no-ema", is_flag=True, expose_value=False, is_eager=True, callback=note, help="The last weights."
+        "--no-ema",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=note,
+        help="Use the last weights, without averaging.",
     )
     return average(last(command))
 
@@ -112,7 +135,7 @@ def checkpoint_options(command: Command) -> Command:
         expose_value=False,
         is_eager=True,
         callback=note,
-        help=f"A model that comes with the package: {', '.join(PRETRAINED)}.",
+        help=f"Use a model that comes with the package: {', '.join(PRETRAINED)}.",
     )
     return argument(option(command))
 

@@ -40,12 +40,21 @@ PICTURED, POINTS = 100, 5000  # most samples in a picture: images, and points of
 
 @click.command(epilog=EPILOG, short_help="Turn latents into samples.")
 @checkpoint_options
-@click.option("--latents", required=True, type=click.Path(path_type=Path), help="A .npz or .npy file. Required.")
+@click.option(
+    "--latents",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The .npz or .npy file with the latents. Required.",
+)
 @solver_options
 @end_options
-@click.option("--batch", type=int, help="Latents decoded at once.")
+@click.option(
+    "--batch", type=int, help="How many latents to decode at once. It changes speed and memory, not the samples."
+)
 @class_options(
-    ALL, OWN, help="Class of the samples; several in turn as 0,1,2; all of them in turn; own: the file's; -1 for none."
+    ALL,
+    OWN,
+    help="Class of the samples, such as 3. 0,1,2 or `all` in turn; `own`: those in the file. Default: -1, none.",
 )
 @result_options
 def decode(

@@ -52,15 +52,27 @@ PICTURED, POINTS = 12, 5000  # most examples in the picture: images, and points 
 
 @click.command(epilog=EPILOG, short_help="Carry data to latents and back.")
 @checkpoint_options
-@click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Which data. Default: test.")
-@click.option("--file", "data_file", type=click.Path(path_type=Path), help="Encode a .npy or .npz file instead.")
-@click.option("--start", type=click.IntRange(min=0), default=0, help="First example.")
-@click.option("--limit", type=click.IntRange(min=1), help="Number of examples; all by default.")
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), help="The data to encode. Default: test.")
+@click.option(
+    "--file",
+    "data_file",
+    type=click.Path(path_type=Path),
+    help="Encode the examples in this .npy or .npz file instead.",
+)
+@click.option("--start", type=click.IntRange(min=0), default=0, help="Number of the first example. Default: 0.")
+@click.option("--limit", type=click.IntRange(min=1), help="How many examples to encode. Default: all.")
 @solver_options
-@click.option("--batch", type=int, help="Examples encoded at once.")
-@class_options(OWN, help="Class the model is told, of a conditional one; own: each example's; -1 for none (default).")
-@click.option("--check/--no-check", default=True, show_default=True, help="Decode again and report the error.")
-@click.option("--dequantise/--no-dequantise", default=True, show_default=True, help="Noise, or the centres of bins.")
+@click.option("--batch", type=int, help="How many examples to encode at once. It changes speed and memory.")
+@class_options(OWN, help="The class given to a conditional model. `own` gives each example its own. Default: -1, none.")
+@click.option(
+    "--check/--no-check", default=True, show_default=True, help="Decode the latents again and report the error."
+)
+@click.option(
+    "--dequantise/--no-dequantise",
+    default=True,
+    show_default=True,
+    help="Add noise within the bins of discrete data, or take their centres.",
+)
 @result_options
 def encode(
     options: Options,

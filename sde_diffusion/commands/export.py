@@ -27,7 +27,9 @@ Examples:
 
 @click.command(epilog=EPILOG, short_help="Write a model for another package.")
 @checkpoint_options
-@click.option("--format", "name", default="diffusers", show_default=True, help=f"{', '.join(FORMATS)}.")
+@click.option(
+    "--format", "name", default="diffusers", show_default=True, help=f"The format to write: {', '.join(FORMATS)}."
+)
 @ema_options
 @shared_options
 def export(

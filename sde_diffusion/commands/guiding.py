@@ -64,7 +64,10 @@ def class_options(*words: str, help: str) -> Callable[[Command], Command]:
             [
                 click.option("--label", type=LabelsType(*words), metavar="LABEL", help=help),
                 click.option(
-                    "--guidance", type=float, metavar="SCALE", help="Weight of the guidance; 1 for none; see below."
+                    "--guidance",
+                    type=float,
+                    metavar="SCALE",
+                    help="How strongly to guide: 1 is no guidance, more follows the class more closely; see below.",
                 ),
             ]
         ):

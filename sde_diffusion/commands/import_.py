@@ -27,9 +27,14 @@ read from safetensors, or from pickles of tensors alone; nothing in a file is ev
 
 @click.command("import", epilog=EPILOG, short_help="Make a run of another package's model.")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--format", "name", help=f"{', '.join(FORMATS)}. Default: by the content.")
-@click.option("--data", help="Data set that the model is for. Default: by the shape.")
-@click.option("--shape", "sizes", metavar="CxHxW", help="Of one event, where the file does not say.")
+@click.option("--format", "name", help=f"The format of PATH: {', '.join(FORMATS)}. Default: recognised by the content.")
+@click.option("--data", help="The data set that the model is for. Default: recognised by the shape.")
+@click.option(
+    "--shape",
+    "sizes",
+    metavar="CxHxW",
+    help="The shape of one example, such as 3x32x32, where the file does not say it.",
+)
 @shared_options
 def import_(
     path: Path,

@@ -44,14 +44,37 @@ second example. A killed run goes on where it stopped.
 
 @click.command(epilog=EPILOG, short_help="Go from one example to another through the latents.")
 @checkpoint_options
-@click.option("--pair", "pairs", type=int, nargs=2, multiple=True, required=True, help="Two examples; repeatable.")
-@click.option("--frames", type=click.IntRange(min=2), default=9, show_default=True, help="Points between, with ends.")
-@click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Whose examples. Default: test.")
-@click.option("--file", "data_file", type=click.Path(path_type=Path), help="Those of a .npy or .npz file instead.")
+@click.option(
+    "--pair",
+    "pairs",
+    type=int,
+    nargs=2,
+    multiple=True,
+    required=True,
+    help="Numbers of the two examples. May be repeated.",
+)
+@click.option(
+    "--frames",
+    type=click.IntRange(min=2),
+    default=9,
+    show_default=True,
+    help="Number of points from one to the other, both ends included.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test"]),
+    help="The data that the numbers are of. Default: test.",
+)
+@click.option(
+    "--file",
+    "data_file",
+    type=click.Path(path_type=Path),
+    help="Take the examples from this .npy or .npz file instead.",
+)
 @solver_options
 @end_options
-@click.option("--batch", type=int, help="Frames decoded at once.")
-@class_options(help="Class the model is told, of a conditional one; -1 for none (default).")
+@click.option("--batch", type=int, help="How many points to decode at once. It changes speed and memory.")
+@class_options(help="The class given to a conditional model. Default: -1, none.")
 @result_options
 def interpolate(
     options: Options,

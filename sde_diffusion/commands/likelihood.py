@@ -25,19 +25,19 @@ from sde_diffusion.registry import name_of
 
 EPILOG = """\b
 Examples:
-  sde-diffusion likelihood                                  # test split, newest run, one probe per image
+  sde-diffusion likelihood                                  # test split, newest run, one probe vector per example
   sde-diffusion likelihood --limit 256 --probes 4
   sde-diffusion likelihood runs/digits_vp --exact --split train --limit 100
   sde-diffusion likelihood --ledger --limit 32
   sde-diffusion likelihood --label own --limit 256          # p(x | y) of a conditional model, beside p(x) without it
   sde-diffusion likelihood --file mine.npy --rtol 1e-6 --atol 1e-6
-  sde-diffusion likelihood --tol 0.02 --conf 0.95           # as many images, probes and repeats as that takes
+  sde-diffusion likelihood --tol 0.02 --conf 0.95           # as many examples, probes and repeats as that takes
 
 \b
-Each image is dequantised by a draw that depends on the seed and its index. With --tol images come in random order, the
-ODE's tolerance is chosen unless it is given, and the mean stands for the whole split, or for what --start and --limit
-leave of it, scored or not. A killed run goes on where it stopped. Without --out the folder is named by what was asked
-for: likelihood_test_seed0_probes4_limit256.
+The noise within the bins of an example depends on the seed and the example's number alone. With --tol the examples
+come in random order, the tolerance of the ODE is chosen unless you give it, and the mean is that of the whole split, or
+of the part that --start and --limit leave, scored or not. A killed run goes on where it stopped. Without --out the
+name of the folder says what was asked for: likelihood_test_seed0_probes4_limit256.
 """
 
 TRACE = "likelihood.divergence.name"
@@ -62,32 +62,66 @@ REPEATS = {  # options that say how often a score is repeated, which a ledger's 
 
 @click.command(epilog=EPILOG, short_help="Score data in bits/dim.")
 @checkpoint_options
-@click.option("--split", help="train, validation or test (default).")
-@click.option("--file", "data_file", type=click.Path(path_type=Path), help="Score a .npy or .npz file instead.")
-@click.option("--start", type=int, help="First example scored.")
-@click.option("--limit", type=int, help="Number of examples scored; all by default.")
-@click.option("--probes", type=int, help="Random directions per image (Hutchinson).")
-@click.option("--distribution", help="Of their entries: rademacher or gaussian.")
-@click.option("--exact", is_flag=True, help="Exact trace: as many directions as there are dimensions.")
-@click.option("--chunk", type=int, help="Directions of one pass: more memory, fewer passes.")
-@click.option("--mode", help="Of their derivatives: auto, reverse or forward.")
-@click.option("--dequantisation", help=f"{', '.join(DEQUANTISATIONS)}. Default: uniform.")
-@click.option("--coupling", help="Of its draws: independent, antithetic or stratified.")
-@click.option("--draws", type=int, help="Coupled draws in one replicate of an image.")
-@click.option("--replicates", type=int, help="Independent repeats, each with its own noise and directions.")
-@click.option("--tol", type=float, help="Stop at this half-width of the mean; says what it is made of.")
-@click.option("--conf", "confidence", type=float, help="Level of the interval. Default: 0.95.")
-@click.option("--max-solves", type=int, help="With --tol: solves of one image to stop at in any case.")
-@click.option("--rtol", type=float, help="Relative tolerance of the ODE.")
-@click.option("--atol", type=float, help="Absolute tolerance of the ODE.")
-@click.option("--batch", type=int, help="Examples scored at once.")
+@click.option("--split", help="The data to score: train, validation or test (default).")
+@click.option(
+    "--file", "data_file", type=click.Path(path_type=Path), help="Score the examples in this .npy or .npz file instead."
+)
+@click.option("--start", type=int, help="Number of the first example to score. Default: 0.")
+@click.option("--limit", type=int, help="How many examples to score. Default: all.")
+@click.option(
+    "--probes",
+    type=int,
+    help="Random probe vectors for each solve of an example (Hutchinson's estimator). Default: 1.",
+)
+@click.option("--distribution", help="Distribution of the probe vectors: rademacher (default) or gaussian.")
+@click.option(
+    "--exact", is_flag=True, help="Compute the trace exactly. It costs one derivative for each dimension of the data."
+)
+@click.option(
+    "--chunk", type=int, help="Probe vectors in one pass through the network. More need more memory and fewer passes."
+)
+@click.option(
+    "--mode", help="How the derivatives along the probe vectors are computed: auto (default), reverse or forward."
+)
+@click.option(
+    "--dequantisation",
+    help=f"The noise added within the bins of discrete data: {', '.join(DEQUANTISATIONS)}. Default: uniform.",
+)
+@click.option("--coupling", help="How the draws of --draws are coupled: independent, antithetic or stratified.")
+@click.option("--draws", type=int, help="Draws of the noise in each replicate of an example. Default: 1.")
+@click.option(
+    "--replicates",
+    type=int,
+    help="Independent repeats of each score, each with its own noise and probe vectors. Default: 1.",
+)
+@click.option(
+    "--tol",
+    type=float,
+    help="Score as many examples as the mean needs to have this half-width [bits/dim], and print what it is made of.",
+)
+@click.option("--conf", "confidence", type=float, help="Confidence level of the interval. Default: 0.95.")
+@click.option("--max-solves", type=int, help="With --tol: the largest number of solves of one example.")
+@click.option("--rtol", type=float, help="Relative tolerance of the ODE solver.")
+@click.option("--atol", type=float, help="Absolute tolerance of the ODE solver.")
+@click.option(
+    "--batch", type=int, help="How many examples to score at once. It changes speed and memory, not the results."
+)
 @click.option(
     "--label",
     type=LabelsType(OWN),
-    help="Class a conditional model is told, for p(x | y); own: each example's; -1 for none (default).",
+    help="The class y given to a conditional model, for p(x | y). `own` gives each its own. Default: -1, none.",
 )
-@click.option("--reference/--no-reference", default=True, show_default=True, help="Also score a Gaussian.")
-@click.option("--ledger", is_flag=True, help="All bounds of these examples in one table, in place of the score.")
+@click.option(
+    "--reference/--no-reference",
+    default=True,
+    show_default=True,
+    help="Also score a Gaussian fitted to the training data, for comparison.",
+)
+@click.option(
+    "--ledger",
+    is_flag=True,
+    help="Instead of one score: a table of every bound on −log p of the same examples, with the cost of each.",
+)
 @result_options
 def likelihood(
     options: Options, data_file: Path | None, exact: bool, reference: bool, ledger: bool, **given: Any

@@ -66,10 +66,14 @@ PICTURED, POINTS = 100, 5000  # most samples in a picture: images, and points of
 @budget_option
 @solver_options
 @end_options
-@click.option("--count", type=int, help="Number of samples.")
-@click.option("--batch", type=int, help="Samples drawn at once.")
-@class_options(ALL, help="Class of the samples; several in turn as 0,1,2; all of them in turn: all; -1 for none.")
-@click.option("--trajectory", is_flag=True, help="Also draw how the first samples form.")
+@click.option("--count", type=int, help="How many samples to draw. Default: the config's, 64.")
+@click.option(
+    "--batch", type=int, help="How many samples to draw at once. It changes speed and memory, not the samples."
+)
+@class_options(
+    ALL, help="Class of the samples, such as 3. 0,1,2 or `all` takes these classes in turn. Default: -1, none."
+)
+@click.option("--trajectory", is_flag=True, help="Also draw a picture of how the first samples form.")
 @result_options
 def sample(
     options: Options,

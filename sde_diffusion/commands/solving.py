@@ -33,11 +33,11 @@ def solver_options(command: Command) -> Command:
     """--solver, --steps, --grid, --rtol and --atol."""
     for option in reversed(
         [
-            click.option("--solver", help=f"{', '.join(SOLVERS)}. Default: the config's."),
-            click.option("--steps", type=int, help="Steps of a fixed-grid solver."),
-            click.option("--grid", help=f"Its time grid: {', '.join(GRIDS)}."),
-            click.option("--rtol", type=float, help="Relative tolerance of an adaptive solver."),
-            click.option("--atol", type=float, help="Absolute tolerance of an adaptive solver."),
+            click.option("--solver", help=f"The solver: {', '.join(SOLVERS)}. Default: the config's."),
+            click.option("--steps", type=int, help="Number of steps, for a solver on a fixed grid of times."),
+            click.option("--grid", help=f"How these times are spaced: {', '.join(GRIDS)}."),
+            click.option("--rtol", type=float, help="Relative tolerance, for a solver that chooses its steps."),
+            click.option("--atol", type=float, help="Absolute tolerance, for a solver that chooses its steps."),
         ]
     ):
         command = option(command)
@@ -48,9 +48,17 @@ def end_options(command: Command) -> Command:
     """--t-end, --denoise and --clip."""
     for option in reversed(
         [
-            click.option("--t-end", type=float, help="Time to stop at. Default: sde.t_min."),
-            click.option("--denoise/--no-denoise", default=None, help="End with the mean of the clean data (default)."),
-            click.option("--clip/--no-clip", default=None, help="Clip predicted clean images to the data range."),
+            click.option("--t-end", type=float, help="The time at which the solver stops. Default: sde.t_min."),
+            click.option(
+                "--denoise/--no-denoise",
+                default=None,
+                help="Return E[x0 | x] at the end, for one more evaluation (default).",
+            ),
+            click.option(
+                "--clip/--no-clip",
+                default=None,
+                help="Clip each predicted x0 to the range of discrete data.",
+            ),
         ]
     ):
         command = option(command)
@@ -62,8 +70,8 @@ def budget_option(command: Command) -> Command:
     return click.option(
         "--nfe",
         type=int,
-        help="Score evaluations per sample, the final denoising included: chooses solver, grid, steps and end, or the "
-        "steps of the solver that is named.",
+        help="Score evaluations for each sample, the final denoising included. Solver, grid, steps and end are chosen "
+        "for them; with --solver only its steps.",
     )(command)
 
 

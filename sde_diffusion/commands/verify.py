@@ -32,7 +32,7 @@ Examples:
 
 \b
 Bounds are derived: a multiple of the dtype's spacing, 4.5 standard errors, or a slope within 0.25 of the declared
-order. What a dtype cannot show is skipped, and said so. Exit code 1 if a check fails.
+order. Checks that a dtype cannot resolve are skipped and reported. Exit code 1 if a check fails.
 """
 
 AREAS = CHECKS | {"model": None}  # the last is for --run
@@ -42,13 +42,24 @@ LISTED = 5  # failures in the last line
 
 
 @click.command(epilog=EPILOG, short_help="Check everything against closed forms.")
-@click.option("--only", multiple=True, metavar="AREA", help=f"{', '.join(AREAS)}; may be repeated.")
-@click.option("--run", "checkpoint", type=click.Path(path_type=Path), help="Also check this trained model.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--dtype", default="float64", show_default=True, help=", ".join(DTYPES) + ".")
-@click.option("--verbose", is_flag=True, help="A line for every check, not for every family.")
+@click.option("--only", multiple=True, metavar="AREA", help=f"Check only this: {', '.join(AREAS)}. May be repeated.")
+@click.option(
+    "--run", "checkpoint", type=click.Path(path_type=Path), help="Also check the trained model in this folder or file."
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="Where to compute: auto (CUDA where there is one), cpu, cuda or cuda:N.",
+)
+@click.option("--dtype", default="float64", show_default=True, help=f"The number format: {', '.join(DTYPES)}.")
+@click.option("--verbose", is_flag=True, help="Print a line for every check instead of one for every kind of check.")
 @click.option("--fail-fast", is_flag=True, help="Stop at the first failure.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for verify.json.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The folder for verify.json. Default: none is written, or the run's with --run.",
+)
 def verify(
     only: tuple[str, ...],
     checkpoint: Path | None,
