@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from common import RESULTS, alternate, describe, machine_facts, short, table, use_one_thread, write_results
 from torch import Tensor
+from trained import trained_model
 
-from sde_diffusion.commands.session import load
 from sde_diffusion.data.digits import Digits
 from sde_diffusion.data.loader import sweep
 from sde_diffusion.likelihood import Hutchinson, log_likelihood
@@ -140,7 +140,7 @@ def oracle_problems(count: int) -> list[Problem]:
 
 def trained_problems(path: Path, count: int) -> list[Problem]:
     """The model of a checkpoint of 8×8 digits, in float32 against a reference in the same precision."""
-    trained = load(path, device="cpu").trained
+    trained = trained_model(path, torch.device("cpu"))
     reference = replace(REFERENCE, rtol=1e-6, atol=1e-6)  # in float32 a tighter one only follows the rounding
     return problems_of(path.name, trained.model, trained.model.sde, count, torch.float32, reference=reference)
 

@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sde_diffusion.errors import require
+from sde_diffusion.errors import InputError, require
 from sde_diffusion.score import ScoreFn, score_and_fraction
 from sde_diffusion.sde import SDE
 from sde_diffusion.tensors import select
@@ -123,7 +123,8 @@ class Autoguidance(Guidance):
     def at(self, scale: float, bind: Bind, labels: Tensor, *, conditional: bool, guide: Bind | None) -> ScoreFn:
         if scale == 1:
             return bind(labels)
-        assert guide is not None, "autoguidance needs a guiding model"
+        if guide is None:
+            raise InputError("autoguidance needs a worse model as `guide`, such as an earlier checkpoint; give one")
         return Extrapolated(guide(labels), bind(labels), scale) if scale else guide(labels)
 
 
@@ -152,7 +153,8 @@ class ClassifierGuidance(Guidance):
         gain = scale - 1 if conditional else scale
         if gain == 0:
             return base
-        assert guide is not None, "classifier guidance needs a classifier"
+        if guide is None:
+            raise InputError("classifier guidance needs a classifier of noisy data as `guide`; give one")
         return Pulled(base, guide(labels), gain)
 
 

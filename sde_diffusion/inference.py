@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,16 +9,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sde_diffusion.build import Trained, choose_device
+from sde_diffusion.classifier import NoisyClassifier
 from sde_diffusion.config import Raw
 from sde_diffusion.data.given import Label, labels_in_turn, labels_of, spans, state_tensor, value_tensor
 from sde_diffusion.densities import bits_of
 from sde_diffusion.errors import is_number, is_whole, require, require_whole
-from sde_diffusion.guidance import GUIDANCES, Guidance
+from sde_diffusion.guidance import Guidance
+from sde_diffusion.guided import guided
 from sde_diffusion.interpolation import slerp
 from sde_diffusion.likelihood import BitsPerDim, Divergence, mean_interval
-from sde_diffusion.registry import resolve
 from sde_diffusion.sampling import as_solver, decode, encode, sample
-from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import SDE
 from sde_diffusion.sections import plain_config
 from sde_diffusion.solvers import AdaptiveODE, Plan, SeededNoise, Solver, spend
@@ -100,7 +99,8 @@ class Model:
         nfe: int | None = None,
         seed: int = 0,
         label: Label = None,
-        guidance: float | Guidance | None = None,
+        guidance: float | Guidance | str | None = None,
+        guide: "Model | NoisyClassifier | None" = None,
         t_end: float | None = None,
         denoise: bool | None = None,
         project: Callable[[Tensor], Tensor] | None = None,
@@ -122,6 +122,7 @@ class Model:
         Other args:
             guidance: Scale w of classifier-free guidance, 1 for none, or an object such as
                 `ClassifierFree(scale=2, interval=(0.2, 5))`.
+            guide: The worse model of `Autoguidance`, or the classifier of `ClassifierGuidance`.
             t_end, denoise, project: As in `sde_diffusion.sample`.
             start: Index of the first sample, to go on from earlier ones.
             batch: Samples drawn at once: a matter of speed and memory.
@@ -139,12 +140,14 @@ class Model:
         require(is_whole(start) and start >= 0, f"`start` must be a whole number ≥ 0, got {start!r}")
         require(is_whole(seed), f"`seed` must be a whole number, got {seed!r}")
         used, denoised, end = self._plan(solver, nfe, denoise, t_end)
+        bind = None if guide is None else (guide.score_model if isinstance(guide, Model) else guide).bind
+        trained = guided(self.trained, guidance, bind)
         rows = []
         with tqdm(total=count, unit="sample", disable=not progress) as bar:
             for first, size in spans(count, batch, start):
                 own = labels[torch.arange(first, first + size) % len(labels)]
                 drawn = sample(
-                    self._score_fn(own, guidance),
+                    trained.score_fn(own),
                     self.sde,
                     used,
                     (size, *self.spec.shape),
@@ -172,7 +175,13 @@ class Model:
         x = self.spec.to_model(value_tensor(self.spec, values, self.device))
         used, labels = as_solver(solver), labels_of(self.spec, label, len(x))
         parts = [
-            encode(self._score_fn(labels[first : first + size]), self.sde, used, x[first : first + size], start=first).x
+            encode(
+                self.trained.score_fn(labels[first : first + size]),
+                self.sde,
+                used,
+                x[first : first + size],
+                start=first,
+            ).x
             for first, size in spans(len(x), batch)
         ]
         return torch.cat(parts)
@@ -197,7 +206,7 @@ class Model:
         used, labels = as_solver(solver), labels_of(self.spec, label, len(z))
         parts = []
         for first, size in spans(len(z), batch):
-            score_fn = self._score_fn(labels[first : first + size])
+            score_fn = self.trained.score_fn(labels[first : first + size])
             x = decode(score_fn, self.sde, used, z[first : first + size], denoise=denoise, start=first).x
             parts.append(self.spec.from_model(x))
         return torch.cat(parts)
@@ -281,18 +290,3 @@ class Model:
             return solver.solver, solver.denoise, solver.t_end(self.sde) if t_end is None else t_end
         used, denoised = options.solver if solver is None else solver, options.denoise if denoise is None else denoise
         return as_solver(used), denoised, options.t_end if t_end is None else t_end
-
-    def _score_fn(self, labels: Tensor, guidance: float | Guidance | None = None) -> ScoreFn:
-        """The score function for samples of the classes `labels` (B,), guided where that is asked for."""
-        trained = self.trained
-        if guidance is None:
-            return trained.score_fn(labels)
-        if is_number(guidance):
-            guidance = replace(trained.config.sampling.guidance, scale=float(guidance))
-        guidance = resolve(GUIDANCES, guidance, Guidance, "guidance")  # type: ignore[type-abstract]
-        require(
-            not guidance.active(conditional=trained.conditional) or trained.conditional or bool(guidance.guide),
-            "`guidance` needs a model that knows classes, and this one has none; train with model.conditional=true",
-        )
-        sampling = replace(trained.config.sampling, guidance=guidance)
-        return replace(trained, config=replace(trained.config, sampling=sampling)).score_fn(labels)

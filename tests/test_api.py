@@ -290,3 +290,11 @@ def test_a_loss_takes_what_loaders_give(points: Tensor) -> None:
         losses[name] = sd.dsm_loss(score, sde or batch, batch if sde else None, generator=sd.generator(0)).mean()
     assert losses["tensor"] == losses["list"] == losses["pair"]
     assert losses["labelled"] == losses["bound"] != losses["without"]
+
+
+def test_a_worse_model_guides(model: sd.Model) -> None:
+    """With itself for a guide nothing changes, whatever the scale; without one there is a message."""
+    for guidance in ("autoguidance", sd.Autoguidance(scale=3.0)):
+        torch.testing.assert_close(model.sample(2, nfe=3, guidance=guidance, guide=model), model.sample(2, nfe=3))
+    with pytest.raises(InputError, match=r"autoguidance needs a worse model as `guide`"):
+        model.sample(2, nfe=3, guidance="autoguidance")

@@ -26,7 +26,7 @@ RANKS = {
     "sections": 7,
     "build": 8,
     "checkpoints": 9, "exchange": 9, "verify": 9,
-    "densities": 9, "inference": 10, "api": 11,
+    "densities": 9, "guided": 9, "inference": 10, "api": 11,
     "commands": 12,
 }  # fmt: skip
 
