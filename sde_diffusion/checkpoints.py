@@ -33,10 +33,6 @@ logger = logging.getLogger(__name__)
 
 RUNS = Path("runs")
 PRETRAINED_PREFIX = "pretrained:"
-OPTIONS_THAT_MAY_GO = [  # sections that older versions may spell otherwise, and that do not fix the weights
-    *(("sampling", "solver"), ("training", "preview")),
-    *(("likelihood", key) for key in ("divergence", "ode", "method", "rtol", "atol")),
-]
 
 
 def find_checkpoint(given: Path | str | None) -> Path:
@@ -88,14 +84,31 @@ def stored_config(checkpoint: Checkpoint, path: Path) -> Raw:
     try:
         return plain_config(read_config(None, (), raw))
     except InputError as error:
-        for section, key in OPTIONS_THAT_MAY_GO:
-            raw.get(section, {}).pop(key, None)
         try:
-            config = plain_config(read_config(None, (), raw))
+            config = plain_config(read_config(None, (), _without_components(raw)))
         except InputError as other:
             raise InputError(f"the checkpoint {path} is of another version of this package: {other}") from None
         logger.warning("%s is of another version: its solvers give way to the defaults (%s)", path, error)
         return config
+
+
+def _without_components(raw: Raw) -> Raw:
+    """`raw` without what older versions may spell otherwise: parts with options of their own, and keys not known today.
+
+    Only of that of which another value changes nothing of the weights.
+    """
+    now = Config()
+
+    def stays(section: str, key: str, value: object) -> bool:
+        known = hasattr(getattr(now, section), key)
+        return changes(now, f"{section}.{key}") != "nothing" or (known and not isinstance(value, dict))
+
+    return {
+        section: {key: value for key, value in options.items() if stays(section, key, value)}
+        if isinstance(options, dict) and section in ("sampling", "likelihood", "training")
+        else options
+        for section, options in raw.items()
+    }
 
 
 def require_described(checkpoint: Checkpoint, path: Path) -> None:

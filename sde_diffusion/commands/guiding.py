@@ -27,33 +27,59 @@ from sde_diffusion.commands.common import Command
 from sde_diffusion.commands.session import Session
 from sde_diffusion.config import differences
 from sde_diffusion.data import DataSpec
-from sde_diffusion.errors import require
+from sde_diffusion.errors import InputError, require
 from sde_diffusion.guidance import GUIDANCES, Bind, Guidance
-from sde_diffusion.registry import name_of
+from sde_diffusion.registry import name_of, suggest
 from sde_diffusion.training import CLASSIFIERS, Checkpoint, RunFolder, load_checkpoint
 
 ALL, OWN = "all", "own"  # words for labels: every class in turn, and each example's own class
 
 Labels = tuple[int, ...] | str
+Wanted = tuple[int | str, ...] | str
+"""Labels before the classes are known, some of them by their names."""
 
 
-class LabelsType(click.ParamType[Labels]):
-    """A class, several with commas, or one of `words`."""
+class LabelsType(click.ParamType[Wanted]):
+    """A class by its number or its name, several with commas, or one of `words`."""
 
     name = "labels"
 
     def __init__(self, *words: str) -> None:
-        self._words = words
+        self.words = words
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Labels:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Wanted:
         """The classes, or the word."""
-        if value in self._words:
-            return str(value)
-        try:
-            return tuple(int(item) for item in str(value).split(","))
-        except ValueError:
-            words = "".join(f", or {word!r}" for word in self._words)
-            self.fail(f"{value!r} is not a class such as 3, nor several such as 0,1,2{words}", param, ctx)
+        return str(value) if value in self.words else tuple(map(_number_or_name, str(value).split(",")))
+
+
+def _number_or_name(item: str) -> int | str:
+    try:
+        return int(item)
+    except ValueError:
+        return item.strip()
+
+
+def numbered(label: Wanted | None, spec: DataSpec) -> Labels | None:
+    """`label` with the numbers of the classes of `spec` in place of their names.
+
+    Raises:
+        InputError: No such class.
+    """
+    if label is None or isinstance(label, str):
+        return label
+    return tuple(item if isinstance(item, int) else _number_of(item, spec) for item in label)
+
+
+def _number_of(name: str, spec: DataSpec) -> int:
+    if name in spec.classes:
+        return spec.classes.index(name)
+    command = click.get_current_context().command
+    words = next((option.type.words for option in command.params if isinstance(option.type, LabelsType)), ())
+    others = "".join(f", or {word!r}" for word in words)
+    raise InputError(
+        f"--label {name!r} is not a class such as 3, nor several such as 0,1,2{others}"
+        + (suggest(name, spec.classes) if spec.classes else "")
+    )
 
 
 def class_options(*words: str, help: str) -> Callable[[Command], Command]:

@@ -9,7 +9,7 @@ from sde_diffusion.build import Trained, plain_config
 from sde_diffusion.commands.asked import Asked, Said, flags, request
 from sde_diffusion.commands.common import Options, checkpoint_options, result_options, show_config
 from sde_diffusion.commands.examples import file_facts, open_examples
-from sde_diffusion.commands.guiding import OWN, LabelsType, check_label, given_label, likelihood_label
+from sde_diffusion.commands.guiding import OWN, LabelsType, check_label, given_label, likelihood_label, numbered
 from sde_diffusion.commands.job import run_job
 from sde_diffusion.commands.ledger import write_ledger
 from sde_diffusion.commands.likelihood_plain import examples_of, plain_job
@@ -38,6 +38,10 @@ The noise within the bins of an example depends on the seed and the example's nu
 come in random order, the tolerance of the ODE is chosen unless you give it, and the mean is that of the whole split, or
 of the part that --start and --limit leave, scored or not. A killed run goes on where it stopped. Without --out the
 name of the folder says what was asked for: likelihood_test_seed0_probes4_limit256.
+
+\b
+The ledger has one more row, the bound by weighted draws, with --set likelihood.ledger.importance_draws=8. It takes 8
+solves of each example.
 """
 
 TRACE = "likelihood.divergence.name"
@@ -128,10 +132,9 @@ def likelihood(
 ) -> None:
     """Score data under CHECKPOINT, a file or a run's folder; under the newest run without one."""
     _refuse_contradictions(exact, data_file, given)
-    said = _flags(given | {"seed": options.seed}, exact)
-    wanted = request(options.config_file, options.assignments, said)
     found = find(options.checkpoint, options.device)
-    asked = wanted.over(found.own)
+    said = _flags(given | {"seed": options.seed, "label": numbered(given["label"], found.spec)}, exact)
+    asked = request(options.config_file, options.assignments, said).over(found.own)
     _refuse_what_is_chosen(asked, ledger)
     session = found.load(asked.config(), ema=options.ema)
     config = session.trained.config.likelihood

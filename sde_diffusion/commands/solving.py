@@ -10,7 +10,7 @@ import click
 from sde_diffusion.build import Config, SamplingConfig
 from sde_diffusion.commands.asked import Asked, flags, request
 from sde_diffusion.commands.common import Command, Options
-from sde_diffusion.commands.guiding import class_flags, guided, in_turn
+from sde_diffusion.commands.guiding import class_flags, guided, in_turn, numbered
 from sde_diffusion.commands.session import Session, find
 from sde_diffusion.errors import InputError, UnknownKeyError, require
 from sde_diffusion.grids import GRIDS
@@ -84,11 +84,10 @@ def open_to_solve(options: Options, given: dict[str, Any]) -> tuple[Session, Sam
     Raises:
         InputError: What is wrong with the checkpoint, the config, --nfe, labels or guidance.
     """
-    label = given["label"]
-    said = [*flags(given | {"seed": options.seed}, KEYS), *class_flags(label)]
-    wanted = request(options.config_file, options.assignments, said)
     found = find(options.checkpoint, options.device)
-    asked = wanted.over(found.own)
+    label = numbered(given["label"], found.spec)
+    said = [*flags(given | {"seed": options.seed}, KEYS), *class_flags(label)]
+    asked = request(options.config_file, options.assignments, said).over(found.own)
     with naming_flags(asked):
         config = spend_budget(given.get("nfe"), asked)
     session = found.load(in_turn(config, found.spec, label), ema=options.ema)

@@ -26,7 +26,7 @@ from sde_diffusion.likelihood.ledger_rows import (
     learned_rows,
     prior_row,
     published_rows,
-    weighted_row,
+    weighted_rows,
 )
 from sde_diffusion.likelihood.summary import mean_interval
 from sde_diffusion.score import ScoreFn
@@ -103,7 +103,7 @@ def ledger_entries(
             f"≥ −log₂ P(n) of the flow at t = {narrow.sde.t_min:.2g}; fits models of the bins' centres",
             flow_score(narrow, TruncatedNormal(), divergence),
         ),
-        weighted_row(model, learned or UniformDequantisation(), divergence),
+        *weighted_rows(model, learned or UniformDequantisation(), divergence),
         Entry(
             "SDE bound, uniform", "≥ −log₂ P(n) of the reverse SDE, by the density of n + u", dequantised_score(model)
         ),

@@ -29,19 +29,21 @@ class LedgerOptions:
 
     Attributes:
         draws: Pairs (t, ε) for each example of a variational bound, and levels drawn from a chain.
-        importance_draws: K of the importance-weighted row.
+        importance_draws: K of the importance-weighted row, which takes K solves of each example. Null for no such row.
         chain_steps: Number of steps N of each chain; each is a row. Its levels are uniform in log-SNR.
         decoder_width: σ/a, in bins, at which the bounds of discrete data start. A smaller value gives more of the bound
             to the diffusion and less to the decoder.
     """
 
     draws: int = 64
-    importance_draws: int = 8
+    importance_draws: int | None = None
     chain_steps: tuple[int, ...] = (100, 1000)
     decoder_width: float = 1 / 3
 
     def __post_init__(self) -> None:
-        require_positive(draws=self.draws, importance_draws=self.importance_draws, decoder_width=self.decoder_width)
+        require_positive(draws=self.draws, decoder_width=self.decoder_width)
+        if self.importance_draws is not None:
+            require_positive(importance_draws=self.importance_draws)
         for steps in self.chain_steps:
             require(steps >= 2, f"`chain_steps` must be ≥ 2, got {steps}")
 
@@ -131,11 +133,13 @@ def learned_rows(model: LedgerModel, noise: Dequantisation | None, divergence: D
         )
 
 
-def weighted_row(model: LedgerModel, noise: Dequantisation, divergence: Divergence) -> Entry:
-    """The importance-weighted bound of the flow by several draws of `noise`."""
+def weighted_rows(model: LedgerModel, noise: Dequantisation, divergence: Divergence) -> list[Entry]:
+    """The importance-weighted bound of the flow by several draws of `noise`, if the options ask for it."""
+    draws = model.options.importance_draws
+    if draws is None:
+        return []
     if isinstance(divergence, Hutchinson):
         divergence = replace(divergence, probes=max(2, divergence.probes))
-    draws = model.options.importance_draws
     loss = "" if divergence.exact else f" + log₂ {draws}/D"  # what weights of their own probes may cost
 
     def score(values: Tensor, start: int) -> RowScores:
@@ -146,7 +150,7 @@ def weighted_row(model: LedgerModel, noise: Dequantisation, divergence: Divergen
 
     row = "learned noise's" if noise.needs_bins else "uniform"
     bounds = f"≥ −log₂ P(n) of the flow, on average ≤ the {row} row{loss}"
-    return Entry(f"flow, {draws} weighted draws", bounds, score)
+    return [Entry(f"flow, {draws} weighted draws", bounds, score)]
 
 
 def dequantised_score(model: LedgerModel) -> Score:

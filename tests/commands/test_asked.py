@@ -24,6 +24,8 @@ FLAGLESS = {  # options that ask for nothing that a config has
         "nfe",
         "pretrained",
         "no_ema",
+        "resume",
+        "no_estimate",
         "data_file",
         "check",
         "dequantise",

@@ -286,3 +286,18 @@ def test_labels_of_examples_that_have_none(tmp_path: Path, labelled: Path) -> No
     outcome = invoke("interpolate", labelled, *FLOW, "--pair", 1, 2, "--label", "3,4")
     assert outcome.code == 2
     assert "--label must be one class, got [3, 4]" in outcome.error
+
+
+def test_classes_can_be_named(tmp_path: Path) -> None:
+    """By the names of the data; a number is still the number of a class."""
+    named = ("--set", "data.name=rings", "--set", "model={network: mlp, conditional: true, sigma_data: 1}")
+    run = train(tmp_path / "run", *named, "--set", "training.sample_every=0", base=TINY[2:])
+    ask = ("--dry-run",)
+    for command, section in (("sample", "sampling"), ("likelihood", "likelihood")):
+        by_name, by_number = (succeed(command, run, "--label", label, *ask).out for label in ("middle", 1))
+        assert by_name == by_number
+        assert yaml.safe_load(by_name)[section]["label"] in (1, [1])
+    assert yaml.safe_load(succeed("sample", run, "--label", "middle,0", *ask).out)["sampling"]["label"] == [1, 0]
+    outcome = invoke("sample", run, "--label", "middlex", *ask)
+    assert outcome.code == 2
+    assert "did you mean 'middle'?" in outcome.error

@@ -161,3 +161,12 @@ def test_columns_are_aligned() -> None:
         "a      1.2500  0.5000           16      1.0  ≥ x",
         "x̂     12.2500                 1600    100.0  ≥ y",
     ]
+
+
+def test_the_dearest_row_is_asked_for(tmp_path: Path, trained: Path) -> None:
+    cheap = "likelihood.ledger={draws: 2, chain_steps: [3]}"
+    outcome = succeed(
+        "likelihood", trained, "--ledger", "--limit", 1, "--rtol", 0.1, "--atol", 0.1, "--set", cheap, "--out", tmp_path
+    )
+    assert "flow, uniform" in outcome.out
+    assert "weighted draws" not in outcome.out
