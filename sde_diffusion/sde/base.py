@@ -1,4 +1,4 @@
-"""Linear diffusion processes in continuous time: dx = f(t) x dt + g(t) dw, t from 0 (data) to t_max = 1 (noise).
+"""Linear diffusion processes in continuous time: dx = f(t) x dt + g(t) dw, t from 0 (data) to t_max (noise).
 
 Their transition from clean data is Gaussian, x_t | x_0 ~ N(a(t) x_0, std(t)² I), and everything this package does with
 a process (training, every solver, likelihoods) follows from a, std, f and g. In formulas α = a, σ = std and
@@ -7,11 +7,11 @@ a process (training, every solver, likelihoods) follows from a, std, f and g. In
 Reference: Song et al. 2021, "Score-Based Generative Modeling through SDEs", arXiv:2011.13456.
 """
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,13 +28,28 @@ class SDE(ABC):
 
     Attributes:
         t_min: The smallest time that losses, solvers and likelihoods use.
+        t_max: The largest one, where sampling starts from the prior. Something of the data must be left, a(t_max) > 0.
+
+    Raises:
+        InputError: Ends that are not in order, or a(t_max) = 0 in float32.
     """
 
-    t_max: ClassVar[float] = 1.0
     t_min: float = 1e-5
+    t_max: float = 1.0
+
+    def __init_subclass__(cls) -> None:
+        """A subclass that only writes `t_max = 0.999` gives that field another default."""
+        ends = {name: float for name in ("t_min", "t_max") if name in vars(cls)}
+        cls.__annotations__ = inspect.get_annotations(cls) | ends
 
     def __post_init__(self) -> None:
         require(0 < self.t_min < self.t_max, f"`t_min` must be in (0, {self.t_max}), got {self.t_min}")
+        end = torch.tensor(self.t_max, dtype=torch.float32)
+        require(
+            bool(self.log_mean_coef(end).isfinite()),
+            f"`t_max` must be a time at which something of the data is left, a(t_max) > 0, but log a({self.t_max:g}) = "
+            f"{float(self.log_mean_coef(end)):g} in float32; lower it, e.g. `t_max` = {0.999 * self.t_max:g}",
+        )
 
     @abstractmethod
     def log_mean_coef(self, t: Tensor) -> Tensor:
@@ -105,6 +120,10 @@ class AtTime(SDE):
 
     sde: SDE
     t: Tensor
+
+    def __post_init__(self) -> None:
+        for end in ("t_min", "t_max"):
+            object.__setattr__(self, end, getattr(self.sde, end))
 
     def log_mean_coef(self, t: Tensor) -> Tensor:
         assert t is self.t
