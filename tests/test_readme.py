@@ -27,7 +27,7 @@ def test_the_programs_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.Monk
     names: dict[str, object] = {}
     for program in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL):
         exec(compile(program, "README.md", "exec"), names)
-    assert names["images"].shape == (4, 1, 28, 28)  # type: ignore[attr-defined]
+    assert names["images"].shape == (16, 1, 8, 8)  # type: ignore[attr-defined]
     assert (tmp_path / "mine.safetensors").exists()
 
 

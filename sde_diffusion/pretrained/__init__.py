@@ -6,6 +6,7 @@ from sde_diffusion.registry import lookup
 
 FOLDER = Path(__file__).parent
 PRETRAINED: dict[str, str] = {
+    "digits_vp": "8×8 digits, VP, 0.4 million parameters, the 1000 steps of `make demo`: 1.9414 ± 0.0265 bits/dim",
     "fashion_mnist_vp": "Fashion-MNIST, VP, 1.6 million parameters, 5000 steps of configs/fashion_mnist_vp.yaml",
 }
 """What each is, by name."""

@@ -101,7 +101,8 @@ def test_the_default_folder_names_data_and_process(tmp_path: Path, monkeypatch: 
 def test_dry_run_prints_a_config_that_is_itself(tmp_path: Path) -> None:
     outcome = succeed("train", "--sde", "ve", "--set", "sde.sigma_max=20", "--out", tmp_path / "run", "-n")
     (tmp_path / "printed.yaml").write_text(outcome.out)
-    assert yaml.safe_load(outcome.out)["sde"] == {"name": "ve", "t_min": 1e-5, "sigma_min": 0.01, "sigma_max": 20.0}
+    process = yaml.safe_load(outcome.out)["sde"]
+    assert process == {"name": "ve", "t_min": 1e-5, "t_max": 1.0, "sigma_min": 0.01, "sigma_max": 20.0}
     assert succeed("train", "--config", tmp_path / "printed.yaml", "--dry-run").out == outcome.out
     assert re.search("# on cpu: (float32|bfloat16), contiguous, not compiled", outcome.out)
     assert not (tmp_path / "run").exists()
