@@ -183,7 +183,7 @@ def _split(trained: Trained, columns: dict[str, Tensor]) -> Split:
 def _split_table(trained: Trained, split: Split, ends: Ends) -> str:
     """The sources of the error."""
     options = trained.config.likelihood
-    notes = {"images": f"{split.count} images"}
+    notes = {"images": f"{split.count} examples"}
     if trained.spec.levels is not None:
         draws = f" of {options.draws} coupled draws" if options.draws > 1 else ""
         notes["dequantisation"] = f"{options.replicates} replicate{'s' * (options.replicates > 1)}{draws}"

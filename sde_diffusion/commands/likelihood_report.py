@@ -64,7 +64,8 @@ def split_facts(split: Split) -> dict[str, Any]:
 
 def split_rows(split: Split, notes: dict[str, str]) -> list[tuple[str, str, str]]:
     """Rows (source, what, half-width) of the random sources; `notes` says what each is, and one without is left out."""
-    unknown = {"dequantisation": "not told apart from the images", "probes": "not told apart from the dequantisation"}
+    of_probes = "dequantisation" if "dequantisation" in notes else "finite subset"
+    unknown = {"dequantisation": "included in the finite subset", "probes": f"included in the {of_probes}"}
     return [
         (NAMES[name], notes[name], unknown[name] if math.isnan(width) else f"{width:.5f}")
         for name, width in split.half_widths.items()

@@ -243,7 +243,7 @@ def _lines(trained: Trained, outcome: Outcome, ends: Ends, report: Raw, goal: Go
         f"{_mean(outcome)} bits/dim ({level} interval of the mean over {what} of {trained.spec.name})",
         aligned([("source", "what", f"± bits/dim ({level})")], rows, end_rows(ends, trained)),
         f"units: {report['units']}",
-        f"{outcome.solves} solves of one image, {report['seconds']:.1f} s",
+        f"{outcome.solves} solves of one example, {report['seconds']:.1f} s",
     ]
     if outcome.status != "met":
         lines.append(f"the tolerance ± {goal.tol:g} was not met: {advice(outcome, goal)}")
@@ -258,7 +258,7 @@ def _lines(trained: Trained, outcome: Outcome, ends: Ends, report: Raw, goal: Go
 def _notes(trained: Trained, outcome: Outcome, report: Raw) -> dict[str, str]:
     """What each random source of the error is."""
     options = trained.config.likelihood
-    notes = {"images": f"{outcome.split.count} of {report['population']} images, in random order"}
+    notes = {"images": f"{outcome.split.count} of {report['population']} examples, in random order"}
     if trained.spec.levels is not None:
         ratio = report["coupling_ratio"]
         saved = "" if ratio is None else f", variance {max(ratio, 0):.2f} of independent ones"

@@ -43,10 +43,11 @@ def scan_levels(file: Path, values: Array | Shards, levels: int, *, start: int, 
         return
     for chunk in _chunks(values, start, stop):
         low, high = int(chunk.min()), int(chunk.max())
+        remedy = "shift the values, so that the lowest is 0" if low < 0 else "raise `data.levels` or fix the data"
         require(
             low >= 0 and high < levels,
             f"values in {file} must be from 0 to {levels - 1} (`data.levels` = {levels}), got "
-            f"{low if low < 0 else high}; raise `data.levels` or mend the data",
+            f"{low if low < 0 else high}; {remedy}",
         )
     _keep(values, start, stop, levels, Found((), (), ()))
 
@@ -68,7 +69,7 @@ def scan_floats(file: Path, values: Array | Shards, *, start: int, stop: int, ch
     total, squares, low = np.zeros(groups), np.zeros(groups), np.full(groups, np.inf)
     for chunk in _chunks(values, start, stop):
         wrong = chunk.size - int(np.isfinite(chunk).sum())
-        require(wrong == 0, f"values in {file} must be finite, got {wrong} NaN or infinite; mend the data")
+        require(wrong == 0, f"values in {file} must be finite, got {wrong} NaN or infinite; fix the data")
         numbers = chunk.astype(np.float64).reshape(len(chunk), groups, -1)
         pivot = numbers[:1].mean((0, 2), keepdims=True) if pivot is None else pivot
         low = np.minimum(low, numbers.min((0, 2)))

@@ -184,7 +184,7 @@ def test_replicates_tell_dequantisation_and_probes_apart(tmp_path: Path, trained
 
 def test_what_one_probe_and_one_replicate_cannot_tell_is_said(tmp_path: Path, trained: Path) -> None:
     outcome = succeed("likelihood", trained, *LOOSE, "--limit", 3, "--no-reference", "--out", tmp_path)
-    assert "not told apart from the images" in outcome.out
+    assert "included in the finite subset" in outcome.out
     assert facts(tmp_path)["split"]["probes"] == {"half_width": None, "variance": None}
 
 

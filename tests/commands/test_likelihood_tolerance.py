@@ -112,7 +112,7 @@ def test_probes_are_bought_at_the_price_of_their_mode(
 def test_without_a_limit_the_mean_stands_for_the_split(tmp_path: Path, trained: Path) -> None:
     outcome = succeed("likelihood", trained, "--tol", 500, "--rtol", 10, "--atol", 10, "--out", tmp_path)
     assert "interval of the mean over test of digits)" in outcome.out
-    assert "64 of 297 images" in outcome.out
+    assert "64 of 297 examples" in outcome.out
 
 
 def test_the_ode_tolerance_is_chosen_unless_given(tmp_path: Path, trained: Path) -> None:

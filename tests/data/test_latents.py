@@ -126,7 +126,7 @@ def test_sub_folders_are_the_splits(tmp_path: Path) -> None:
         ({"x": MEANS.astype(np.uint8)}, {}, "must hold latents .* of floating-point numbers, got uint8 .*name=arrays"),
         ({"mean": MEANS, "std": STDS[:, :2]}, {}, r"must hold latents .*, got float32 of shape \(40, 2, 3, 2\)"),
         ({"mean": MEANS, "std": np.log(STDS)}, {}, "`std` in .* must be ≥ 0, got -.*; .* store exp.logvar / 2"),
-        ({"x": MEANS * np.inf}, {}, "must be finite, got .* infinite; mend the data"),
+        ({"x": MEANS * np.inf}, {}, "must be finite, got .* infinite; fix the data"),
         ({"x": MEANS * 0}, {}, "must hold more than one value, got 0"),
         ({"x": MEANS}, {"root": ""}, "`data.root` must name a folder of latents, got nothing; set it"),
         ({"x": MEANS}, {"spread": 0.0}, "`data.spread` must be > 0, got 0.0"),

@@ -262,5 +262,5 @@ def test_a_scan_in_pieces_is_exact_and_kept(tmp_path: Path, monkeypatch: pytest.
     np.save(folder / "part_0.npy", ROWS[:5] + np.float32(1))
     assert scan_floats(folder, opened(folder), start=2, stop=21, channels=channels) != found
     np.save(folder / "part_0.npy", ROWS[:5] * np.float32(np.nan))
-    with pytest.raises(InputError, match=f"values in {folder} must be finite, got 6 NaN or infinite; mend the data"):
+    with pytest.raises(InputError, match=f"values in {folder} must be finite, got 6 NaN or infinite; fix the data"):
         scan_floats(folder, opened(folder), start=4, stop=21, channels=channels)
