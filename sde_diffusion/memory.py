@@ -54,18 +54,19 @@ class Growth:
     each: float
 
     @classmethod
-    def measured(cls, device: torch.device, work: Callable[[int], object], *, most: int) -> "Growth":
+    def measured(cls, device: torch.device, work: Callable[[int], object], *, most: int, first: int = 1) -> "Growth":
         """That of `work` on n and 2n examples, the fewest that take clearly more memory than half as many.
 
         Args:
             work: Takes the number of examples.
             most: 2n at most.
+            first: n at least. Without numbers, on torch's meta device, many examples cost no more than one.
         """
 
         def peak(count: int) -> int:
             return peak_memory(device, lambda: work(count))
 
-        n, one, two = 1, peak(1), peak(2)
+        n, one, two = first, peak(first), peak(2 * first)
         while two < CLEARLY * one and 4 * n <= most:
             n, one, two = 2 * n, two, peak(4 * n)
         each = max(two - one, 1) / n

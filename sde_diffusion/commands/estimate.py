@@ -112,7 +112,8 @@ def needed(config: Config, net: nn.Module, spec: DataSpec, device: torch.device)
             recompute(net)
         rough = resolve_precision(config.training.precision, device) == "bfloat16"
         seen = copy.deepcopy(net).to(torch.bfloat16) if rough else net
-        kept = Growth.measured(torch.device("meta"), lambda count: _forward_and_back(seen, spec, count), most=4096)
+        meta = torch.device("meta")
+        kept = Growth.measured(meta, lambda count: _forward_and_back(seen, spec, count), most=2**20, first=2**12)
     return Growth(sum(standing_bytes(config, net).values()), kept.each)
 
 
@@ -212,11 +213,12 @@ def without_numbers(config: Config, spec: DataSpec) -> nn.Module:
 
 def count_flops(net: nn.Module, spec: DataSpec) -> Flops:
     """Those of a network on torch's meta device, for one example."""
-    with FlopCounterMode(display=False) as step:
-        _forward_and_back(net, spec, 1)
-    with FlopCounterMode(display=False) as forward, torch.no_grad():
-        net(*_inputs(net, spec, 1))
-    return Flops(forward.get_total_flops(), step.get_total_flops())
+    with FlopCounterMode(display=False) as counted:
+        out = net(*_inputs(net, spec, 1))
+        forward = counted.get_total_flops()
+        out.sum().backward()
+    net.zero_grad()
+    return Flops(forward, counted.get_total_flops())
 
 
 def _inputs(net: nn.Module, spec: DataSpec, count: int) -> tuple[Tensor, Tensor]:
