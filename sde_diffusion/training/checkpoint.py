@@ -6,6 +6,7 @@ renamed: at any moment the path holds either the old checkpoint or the new one, 
 
 import hashlib
 import json
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.files import as_path, write_atomically
+from sde_diffusion.training.stop import stop_on_signals
 
 FORMAT = "sde_diffusion/1"
 SUFFIX = ".safetensors"
@@ -58,7 +60,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
     require(path.exists(), f"there is no checkpoint at {path}")
     require(path.is_file(), f"the checkpoint {path} is not a file")
     try:
-        with safe_open(path, framework="pt") as file:
+        # An interrupt in the midst of a tensor would look like a damaged file: it waits for the end of the file.
+        with stop_on_signals() as stop, safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
     except (SafetensorError, OSError, ValueError) as error:
@@ -66,6 +69,8 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
             f"cannot read {path} as a checkpoint: {' '.join(str(error).split())}; it is truncated, damaged or of "
             f"another format (only safetensors files of this package are read, pickles never)"
         ) from None
+    if stop.signal is not None:
+        signal.raise_signal(stop.signal)
     require(
         header.get("format") == FORMAT and "meta" in header,
         f"{path} is a safetensors file, but no checkpoint of this package (format {FORMAT!r} expected, "

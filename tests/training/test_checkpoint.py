@@ -4,6 +4,9 @@ import errno
 import os
 import pickle
 import resource
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,3 +164,20 @@ def test_a_full_disk_drops_no_kept_checkpoint(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(InputError, match="No space left"):
         folder.save(example(10), keep=1)
     assert [path.stem for path in folder.checkpoints()] == ["step_00000005"]
+
+
+def test_ctrl_c_while_it_is_read_is_an_interruption(tmp_path: Path) -> None:
+    """Within a tensor too, where PyTorch would make another error of it."""
+    path = tmp_path / "step_00000001.safetensors"
+    save_checkpoint(path, Checkpoint({f"model.{i}": torch.zeros(64, 8) for i in range(200)}, {"step": 1}))
+    seen = set()
+    for delay in (1e-4, 1e-3, 2e-3, 4e-3) * 5:
+        timer = threading.Timer(delay, signal.raise_signal, [signal.SIGINT])
+        try:
+            timer.start()
+            load_checkpoint(path)
+            timer.join()
+            time.sleep(0.1)
+        except KeyboardInterrupt:
+            seen.add("interrupted")
+    assert seen == {"interrupted"}
