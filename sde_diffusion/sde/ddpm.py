@@ -29,6 +29,7 @@ class DDPM(VariancePreserving):
         steps: T.
         beta: β_1 … β_T.
         t_min: 0 stands for level 1, the time 1/T.
+        t_max: At most 1, the time of level T.
 
     Reference: Ho et al. 2020, arXiv:2006.11239, eqs. 2–4; Hyman 1983, doi:10.1137/0904045, for the monotone cubic.
     """
@@ -39,6 +40,7 @@ class DDPM(VariancePreserving):
 
     def __post_init__(self) -> None:
         require(self.steps >= 2, f"`steps` of a chain must be ≥ 2, got {self.steps}")
+        require(self.t_max <= 1, f"`t_max` of a chain must be ≤ 1, the time of its last level, got {self.t_max}")
         if self.t_min == 0:
             object.__setattr__(self, "t_min", 1 / self.steps)
         super().__post_init__()

@@ -27,12 +27,12 @@ class VESDE(SDE):
     sigma_max: float = 50.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         require_positive(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
         require(
             self.sigma_min < self.sigma_max,
             f"`sigma_max` must be > `sigma_min` = {self.sigma_min}, got {self.sigma_max}",
         )
+        super().__post_init__()
 
     @property
     def _log_ratio(self) -> float:
@@ -52,4 +52,4 @@ class VESDE(SDE):
 
     @property
     def prior_std(self) -> float:
-        return self.sigma_max
+        return self.sigma_max * math.exp(self._log_ratio * (self.t_max - 1))

@@ -168,6 +168,7 @@ def test_cosine_beta_is_the_published_curve() -> None:
         (lambda: BETAS["cosine"](offset=-0.1), "`offset` must be ≥ 0, got -0.1"),
         (lambda: DDPM(steps=1), "`steps` of a chain must be ≥ 2, got 1"),
         (lambda: DDPM(t_min=-0.1), "`t_min` must be in"),
+        (lambda: DDPM(t_max=1.5), "`t_max` of a chain must be ≤ 1, the time of its last level, got 1.5"),
         (lambda: LinearBetas(last=1.0), "`last` must be < 1, for β is the share of the variance made new, got 1.0"),
         (lambda: BETA_SEQUENCES["quadratic"](first=0.0), "`first` must be > 0, got 0.0"),
         (lambda: BETA_SEQUENCES["sigmoid"](first=0.1), "`last` must be ≥ `first` = 0.1, got 0.02"),
@@ -181,3 +182,9 @@ def test_cosine_beta_is_the_published_curve() -> None:
 def test_bad_values(make: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("t_max", [0.5, 1.0])
+def test_the_prior_of_ve_has_the_standard_deviation_of_its_end(t_max: float) -> None:
+    sde = SDES["ve"](t_max=t_max)
+    assert sde.prior_std == pytest.approx(float(sde.std(f64(t_max))), rel=1e-12)
