@@ -25,12 +25,12 @@ from common import RESULTS, ROOT, describe, machine_facts, short, table, write_r
 from image_features import Judge, Moments, frechet, trained_judge
 from tqdm import tqdm
 
-from sde_diffusion.build import choose_device, load_trained, read_config
-from sde_diffusion.chain import DiscreteChain, Variance
-from sde_diffusion.data.mnist import FashionMNIST
-from sde_diffusion.files import write_atomically
+from sde_diffusion.config.build import choose_device, load_trained, read_config
+from sde_diffusion.data.sources.mnist import FashionMNIST
 from sde_diffusion.likelihood import Levels, chain_bound
 from sde_diffusion.pictures import save_rows
+from sde_diffusion.runtime.atomic_write import write_atomically
+from sde_diffusion.sde.chain import DiscreteChain, Variance
 from sde_diffusion.training import load_checkpoint
 
 RUNS = ROOT / "runs" / "ablations"

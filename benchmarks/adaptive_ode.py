@@ -31,8 +31,8 @@ from common import RESULTS, alternate, describe, machine_facts, short, table, us
 from torch import Tensor
 from trained import trained_model
 
-from sde_diffusion.data.digits import Digits
 from sde_diffusion.data.loader import sweep
+from sde_diffusion.data.sources.digits import Digits
 from sde_diffusion.likelihood import Hutchinson, log_likelihood
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import SampleStream

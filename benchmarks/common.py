@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from threadpoolctl import threadpool_limits
 
-from sde_diffusion.cpu import instruction_set
+from sde_diffusion.runtime.cpu import instruction_set
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -28,11 +28,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sde_diffusion.data import DataSpec, base, training_batches
-from sde_diffusion.data.images import ImageFiles, Images
-from sde_diffusion.data.listing import Listing
+from sde_diffusion.data import DataSpec, training_batches
+from sde_diffusion.data import dataset as base
+from sde_diffusion.data.disk.listing import Listing
+from sde_diffusion.data.disk.shards import Shards, locate
 from sde_diffusion.data.order import TrainingOrder
-from sde_diffusion.data.shards import Shards, locate
+from sde_diffusion.data.sources.images import ImageFiles, Images
 
 BATCH, SIDE, STORED = 64, 64, 160  # images in a batch; pixels a side as trained and as stored
 ROW = 3 * 32 * 32  # bytes of a row

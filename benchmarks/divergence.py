@@ -26,10 +26,10 @@ from torch import Tensor
 from trained import trained_model
 
 from sde_diffusion.likelihood.divergence import Copies, ExactTrace, Hutchinson, quadratic_forms, reverse_pass
-from sde_diffusion.likelihood.flow import full_precision
+from sde_diffusion.likelihood.log_likelihood import full_precision
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.networks import UNet
-from sde_diffusion.perf import PerfConfig, prepare
+from sde_diffusion.runtime.performance import PerfConfig, prepare
 from sde_diffusion.sde import VPSDE
 
 PROBES = 8

@@ -319,7 +319,7 @@ FAULTS = [
     ),
     Fault(
         "history-of-one-batch",
-        "losses/second_moment.py",
+        "losses/adaptive_times.py",
         "place = 1 + (state[level, 0].long() + rank) % self.history",
         "place = 1 + rank % self.history",
         "each batch overwrites the first places of the history",
@@ -327,7 +327,7 @@ FAULTS = [
     ),
     Fault(
         "bins-not-told",
-        "losses/second_moment.py",
+        "losses/adaptive_times.py",
         "count * share / span",
         "torch.full_like(share, 1 / span)",
         "times by their losses with the density of uniform ones: the objective changes with what is learnt",
@@ -512,7 +512,7 @@ FAULTS = [
     ),
     Fault(
         "graph-labels",
-        "graphs.py",
+        "runtime/cuda_graphs.py",
         "for one in given), _autocast(x))",
         "for one in given[:2]), _autocast(x))",
         "calls with and without labels share a recording",
@@ -521,7 +521,7 @@ FAULTS = [
     ),
     Fault(
         "graph-gradients",
-        "graphs.py",
+        "runtime/cuda_graphs.py",
         "if self._failed or _eager or torch.is_grad_enabled() or transformed(x):",
         "if self._failed or _eager or transformed(x):",
         "a recording where gradients are asked for",
@@ -636,7 +636,7 @@ FAULTS = [
     # likelihoods
     Fault(
         "divergence-sign",
-        "likelihood/flow.py",
+        "likelihood/log_likelihood.py",
         "- expand(0.5 * sde.diffusion(t) ** 2 / dims, y) * score_trace",
         "+ expand(0.5 * sde.diffusion(t) ** 2 / dims, y) * score_trace",
         "the sign of the divergence",
@@ -644,7 +644,7 @@ FAULTS = [
     ),
     Fault(
         "dims-dropped",
-        "likelihood/flow.py",
+        "likelihood/log_likelihood.py",
         "sde.diffusion(t) ** 2 / dims, y)",
         "sde.diffusion(t) ** 2, y)",
         "the trace is not divided by D as f D is",
@@ -652,7 +652,7 @@ FAULTS = [
     ),
     Fault(
         "likelihood-half",
-        "likelihood/flow.py",
+        "likelihood/log_likelihood.py",
         "expand(0.5 * sde.diffusion(t) ** 2 / dims, y)",
         "expand(sde.diffusion(t) ** 2 / dims, y)",
         "a missing ½ in the change of the density",
@@ -660,7 +660,7 @@ FAULTS = [
     ),
     Fault(
         "delta-untolerated",
-        "likelihood/flow.py",
+        "likelihood/log_likelihood.py",
         "return torch.maximum(sample_rms(error[:, :dims]), error[:, dims:].abs().amax(1))",
         "return sample_rms(error[:, :dims])",
         "the density's error does not shorten a step",
@@ -668,7 +668,7 @@ FAULTS = [
     ),
     Fault(
         "standard-error",
-        "likelihood/flow.py",
+        "likelihood/log_likelihood.py",
         "return self.delta.std(1) / math.sqrt(probes)",
         "return self.delta.std(1) / probes",
         "the standard error falls with the probes, not with their root",
@@ -724,7 +724,7 @@ FAULTS = [
     ),
     Fault(
         "bound-half",
-        "likelihood/bounds.py",
+        "likelihood/audit/bounds.py",
         "diffusion=0.5 * x0[0].numel() * total / draws,",
         "diffusion=x0[0].numel() * total / draws,",
         "a missing ½ in the variational bound",
@@ -733,7 +733,7 @@ FAULTS = [
     # bounds, the ledger, means to a tolerance, budgets and latents
     Fault(
         "truncation-half",
-        "likelihood/truncation.py",
+        "likelihood/audit/truncation.py",
         "return stretch + 0.5 * (std / a) ** 2",
         "return stretch + (std / a) ** 2",
         "a missing ½ in what the noise at t_min changes",
@@ -742,7 +742,7 @@ FAULTS = [
     ),
     Fault(
         "within-dropped",
-        "likelihood/components.py",
+        "likelihood/audit/variance.py",
         "within = (max(known_d, 0.0) * over_m + known_p * over_k) * sampled / n",
         "within = 0.0",
         "the variance within the images that a finite population leaves",
@@ -751,7 +751,7 @@ FAULTS = [
     ),
     Fault(
         "population-ignored",
-        "likelihood/components.py",
+        "likelihood/audit/variance.py",
         "upper = (1 - sampled) * spread / n",
         "upper = spread / n",
         "no finite-population factor in the variance of the mean",
@@ -760,7 +760,7 @@ FAULTS = [
     ),
     Fault(
         "lowest-bin",
-        "decoder.py",
+        "bin_mass.py",
         "return torch.where(n == 0, log_ndtr(high), inner)",
         "return inner",
         "the decoder's lowest bin is not open",
@@ -769,7 +769,7 @@ FAULTS = [
     ),
     Fault(
         "weighted-log-draws",
-        "likelihood/bounds.py",
+        "likelihood/audit/bounds.py",
         "return ratios.mean(2).logsumexp(0) - math.log(draws)",
         "return ratios.mean(2).logsumexp(0)",
         "the sum of importance weights in place of their mean",
@@ -778,7 +778,7 @@ FAULTS = [
     ),
     Fault(
         "weights-own-probe",
-        "likelihood/bounds.py",
+        "likelihood/audit/bounds.py",
         "others = (ratios.sum(2, keepdim=True) - ratios) / (probes - 1)",
         "others = ratios",
         "a probe chooses its own importance weights",
@@ -795,7 +795,7 @@ FAULTS = [
     ),
     Fault(
         "chain-learned-variance",
-        "chain.py",
+        "sde/chain.py",
         "0.5 * (torch.expm1(log_ratio) - log_ratio)",
         "0.5 * torch.expm1(log_ratio)",
         "the logarithm of the KL's variances is missing",
@@ -804,7 +804,7 @@ FAULTS = [
     ),
     Fault(
         "chain-large-variance",
-        "likelihood/bounds.py",
+        "likelihood/audit/bounds.py",
         "diffusion=total + terms.constant",
         "diffusion=total",
         "the part of a chain's KL that comes from another variance",
@@ -813,7 +813,7 @@ FAULTS = [
     ),
     Fault(
         "decoder-width",
-        "likelihood/bounds.py",
+        "likelihood/audit/bounds.py",
         "return -target.log_prob(mean / a, width)",
         "return -target.log_prob(mean, width)",
         "the decoder's mean is not scaled back by a",
@@ -822,7 +822,7 @@ FAULTS = [
     ),
     Fault(
         "chain-added",
-        "chain.py",
+        "sde/chain.py",
         "torch.expm1(2 * (self._log_mean.diff() + self._shrink.log()))",
         "torch.expm1(self._log_mean.diff() + self._shrink.log())",
         "ρ where ρ² is meant in the variance of a chain's step",
@@ -831,7 +831,7 @@ FAULTS = [
     ),
     Fault(
         "chain-eps-weight",
-        "chain.py",
+        "sde/chain.py",
         "return 0.5 * torch.expm1(-2 * self.half_log_snr.diff())",
         "return 0.5 * torch.expm1(-self.half_log_snr.diff())",
         "a half of the log-SNR in the weights of a chain's terms",
@@ -840,7 +840,7 @@ FAULTS = [
     ),
     Fault(
         "ledger-width",
-        "likelihood/ledger_rows.py",
+        "likelihood/audit/ledger_rows.py",
         "math.log(self.spec.levels / (2 * bins))",
         "math.log(self.spec.levels / bins)",
         "bins twice as wide where the ledger's bounds start",
@@ -858,7 +858,7 @@ FAULTS = [
     ),
     Fault(
         "ode-share",
-        "likelihood/tolerance.py",
+        "likelihood/audit/tolerance.py",
         "return self.split.half_width + self.ode_share",
         "return self.split.half_width",
         "the error of the ODE is not in the interval",
@@ -894,7 +894,7 @@ FAULTS = [
     ),
     Fault(
         "flow-bin",
-        "likelihood/flow_dequantisation.py",
+        "likelihood/audit/learned_noise.py",
         "log_density + self.dims * math.log(self.levels / 2)",
         "log_density + self.dims * math.log(self.levels)",
         "the flow's density is not that of a bin of 2/L",
@@ -966,7 +966,7 @@ FAULTS = [
     ),
     Fault(
         "slerp-radius",
-        "interpolation.py",
+        "slerp.py",
         "radius = (1 - w) * norm1",
         "radius = (1 + w) * norm1",
         "the sign of w in the norm between latents",
@@ -1008,7 +1008,7 @@ FAULTS = [
     ),
     Fault(
         "shard-neighbour",
-        "data/shards.py",
+        "data/disk/shards.py",
         'which = np.searchsorted(self._ends, rows, side="right")',
         'which = np.searchsorted(self._ends, rows, side="left")',
         "the first row of a shard is looked for in the one before",
@@ -1016,7 +1016,7 @@ FAULTS = [
     ),
     Fault(
         "shard-run-over-an-end",
-        "data/shards.py",
+        "data/disk/shards.py",
         "np.flatnonzero((np.diff(rows) != 1) | (np.diff(which) != 0)) + 1",
         "np.flatnonzero(np.diff(rows) != 1) + 1",
         "consecutive rows are read beyond the end of their shard",
@@ -1032,7 +1032,7 @@ FAULTS = [
     ),
     Fault(
         "latents-scale-of-means",
-        "data/latents.py",
+        "data/sources/latents.py",
         "(a * a + b * b + c * c) ** 0.5",
         "(a * a) ** 0.5",
         "the scale of latents leaves out their own spread",
@@ -1040,7 +1040,7 @@ FAULTS = [
     ),
     Fault(
         "listing-unsorted",
-        "data/images.py",
+        "data/sources/images.py",
         "return files.take(files.keys().argsort())",
         "return files",
         "images are in the order of the disk",
@@ -1168,7 +1168,7 @@ FAULTS = [
     ),
     Fault(
         "ranks-see-the-same",
-        "distributed.py",
+        "runtime/ranks.py",
         "return range(self.rank * count, (self.rank + 1) * count)",
         "return range(count)",
         "all ranks see the same examples",
@@ -1235,7 +1235,7 @@ FAULTS = [
     ),
     Fault(
         "labels-by-batch",
-        "sections.py",
+        "config/schema.py",
         "torch.arange(start, start + count) % len(self.label)",
         "torch.arange(count) % len(self.label)",
         "the class of a sample depends on the batch",
@@ -1345,7 +1345,7 @@ FAULTS = [
     ),
     Fault(
         "fir-up-gain",
-        "networks/resample.py",
+        "networks/score_sde/resample.py",
         "kernel = 4 * self.kernel.expand",
         "kernel = 2 * self.kernel.expand",
         "half the size after raising the resolution",
@@ -1353,7 +1353,7 @@ FAULTS = [
     ),
     Fault(
         "fir-down-phase",
-        "networks/resample.py",
+        "networks/score_sde/resample.py",
         "return self.filtered(even(x), stride=2, padding=1)",
         "return self.filtered(even(x), stride=2, padding=2)[..., :-1, :-1]",
         "a shift by half a pixel in lowering the resolution",
@@ -1361,7 +1361,7 @@ FAULTS = [
     ),
     Fault(
         "skip-rescale",
-        "networks/ncsnpp_levels.py",
+        "networks/score_sde/ncsnpp_levels.py",
         "return math.sqrt(0.5) if self.rescale else 1.0",
         "return 0.5 if self.rescale else 1.0",
         "sums of branches divided by 2, not √2",
@@ -1370,7 +1370,7 @@ FAULTS = [
     # weights from elsewhere
     Fault(
         "score-sde-phase",
-        "exchange/score_sde.py",
+        "exchange/score_sde/format.py",
         "cosine * phase.cos() - sine * phase.sin()",
         "cosine * phase.cos() + sine * phase.sin()",
         "log σ shifted the wrong way in half of the features",
@@ -1379,7 +1379,7 @@ FAULTS = [
     ),
     Fault(
         "score-sde-sign",
-        "exchange/score_sde.py",
+        "exchange/score_sde/format.py",
         'found[f"all_modules.{number}.{name}"] = -weights[f"all_modules.{number}.{name}"]',
         'found[f"all_modules.{number}.{name}"] = weights[f"all_modules.{number}.{name}"]',
         "the score of the wrong sign",
@@ -1388,7 +1388,7 @@ FAULTS = [
     ),
     Fault(
         "score-sde-filter",
-        "networks/resample.py",
+        "networks/score_sde/resample.py",
         "out: Tensor = self.conv(self.spread(x, padding=0))",
         "out: Tensor = self.conv(functional.pad(self.spread(x, padding=1), (1, 1, 1, 1)))",
         "what the filter gives outside the image is lost",
@@ -1473,7 +1473,7 @@ FAULTS = [
     ),
     Fault(
         "import-shares",
-        "exchange/diffusers_names.py",
+        "exchange/diffusers/names.py",
         "row += share * width",
         "row += width",
         "imported scales and shifts go to the wrong blocks",
@@ -1491,7 +1491,7 @@ FAULTS = [
     ),
     Fault(
         "export-betas",
-        "exchange/diffusers_scheduler.py",
+        "exchange/diffusers/scheduler.py",
         '"scaled_linear": "quadratic"',
         '"scaled_linear": "linear"',
         "β of imported chains",
@@ -1528,7 +1528,7 @@ FAULTS = [
     ),
     Fault(
         "recompute-in-evaluation",
-        "perf.py",
+        "runtime/performance.py",
         "if block.training and torch.is_grad_enabled():",
         "if torch.is_grad_enabled():",
         "likelihoods compute every block twice",
@@ -1537,7 +1537,7 @@ FAULTS = [
     ),
     Fault(
         "peak-is-the-last",
-        "memory.py",
+        "runtime/memory.py",
         "self.most = max(self.most, self.now)",
         "self.most = self.now",
         "memory is taken to be what is left at the end",

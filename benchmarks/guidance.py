@@ -26,8 +26,8 @@ import numpy.typing as npt
 import torch
 from common import RESULTS, ROOT, describe, machine_facts, table, use_one_thread, write_results
 
-from sde_diffusion.build import read_config
 from sde_diffusion.checkpoints import find_checkpoint
+from sde_diffusion.config.build import read_config
 from sde_diffusion.training import load_checkpoint
 
 SCALES = (0.0, 1.0, 2.0, 4.0)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from sde_diffusion.data.mnist import FashionMNIST
-from sde_diffusion.files import write_atomically
+from sde_diffusion.data.sources.mnist import FashionMNIST
 from sde_diffusion.rng import generator
+from sde_diffusion.runtime.atomic_write import write_atomically
 
 EPOCHS, BATCH, RATE = 2, 128, 2e-3
 FOLDS = 10  # of the jackknife

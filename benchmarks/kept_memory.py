@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from common import RESULTS, ROOT, Spread, describe, machine_facts, table, write_results
 
-from sde_diffusion.build import build_trainer, read_config
+from sde_diffusion.config.build import build_trainer, read_config
 from sde_diffusion.data import Batch
 from sde_diffusion.likelihood import Hutchinson
 from sde_diffusion.training import RunFolder

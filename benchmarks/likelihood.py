@@ -37,7 +37,7 @@ from torch import Tensor
 from trained import trained_model
 
 from sde_diffusion.data import sweep
-from sde_diffusion.data.digits import Digits
+from sde_diffusion.data.sources.digits import Digits
 from sde_diffusion.likelihood import ExactTrace, Hutchinson, log_likelihood
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.score import ScoreFn

@@ -23,7 +23,7 @@ from common import RESULTS, ROOT, describe, fill_marks, machine_facts, short, ta
 from likelihood import USUAL, USUAL_TOLERANCE, Problem, trained
 from torch import Tensor
 
-from sde_diffusion.likelihood.flow import full_precision
+from sde_diffusion.likelihood.log_likelihood import full_precision
 from sde_diffusion.pretrained import pretrained
 
 OURS, SHARED = "ours", "SciPy, one graph"

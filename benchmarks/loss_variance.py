@@ -42,7 +42,7 @@ import torch
 from common import RESULTS, describe, machine_facts, short, table, use_one_thread, write_results
 from torch import Generator, Tensor
 
-from sde_diffusion.build import load_trained, read_config
+from sde_diffusion.config.build import load_trained, read_config
 from sde_diffusion.losses import (
     TIME_SAMPLERS,
     WEIGHTINGS,

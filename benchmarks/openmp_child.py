@@ -14,7 +14,7 @@ def images_per_second(seconds: float) -> float:
     """Of training steps, after five to warm up."""
     import torch
 
-    from sde_diffusion.build import Config, build_trainer
+    from sde_diffusion.config.build import Config, build_trainer
     from sde_diffusion.data import training_batches
     from sde_diffusion.training import RunFolder
 

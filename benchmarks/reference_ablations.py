@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from common import RESULTS, ROOT, describe, machine_facts, table, use_one_thread, write_results
 
-from sde_diffusion.build import build_model, build_parts, count_parameters, read_config, resolve_perf
+from sde_diffusion.config.build import build_model, build_parts, count_parameters, read_config, resolve_perf
+from sde_diffusion.config.schema import Config
 from sde_diffusion.data import training_batches
 from sde_diffusion.likelihood import FlowDequantisation, Levels, Points, UniformDequantisation, continuous_bound
-from sde_diffusion.likelihood.flow_dequantisation import PART
+from sde_diffusion.likelihood.audit.learned_noise import PART
 from sde_diffusion.likelihood.summary import mean_interval
-from sde_diffusion.perf import prepare, resolve_precision
 from sde_diffusion.rng import SampleStream, derive_seed
-from sde_diffusion.sections import Config
+from sde_diffusion.runtime.performance import prepare, resolve_precision
 from sde_diffusion.training.ema import EMA
 from sde_diffusion.training.optimizer import make_optimizer
 from sde_diffusion.training.step import StepLoss

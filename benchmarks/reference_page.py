@@ -12,7 +12,7 @@ from typing import Any
 from common import RESULTS, ROOT, fill_marks, table
 from reference_ablations import CONFIG, report
 
-from sde_diffusion.build import read_config
+from sde_diffusion.config.build import read_config
 
 PAGE = ROOT / "docs" / "fashion_mnist.md"
 PICTURE = ROOT / "docs" / "pictures" / "fashion_mnist_curve.png"

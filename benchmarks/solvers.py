@@ -30,8 +30,8 @@ from common import RESULTS, describe, machine_facts, table, use_one_thread, writ
 from solver_peers import TRAINING_TIMES, Flow, Peer, gather
 from torch import Tensor
 
-from sde_diffusion.data.digits import Digits
 from sde_diffusion.data.loader import sweep
+from sde_diffusion.data.sources.digits import Digits
 from sde_diffusion.grids import GRIDS, TimeGrid
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator

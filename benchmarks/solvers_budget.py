@@ -18,7 +18,7 @@ from common import RESULTS, describe, machine_facts, short, table, use_one_threa
 from solvers import PROCESSES, label, problems, rms, rounded
 from torch import Tensor
 
-from sde_diffusion.build import choose_device, load_trained, read_config
+from sde_diffusion.config.build import choose_device, load_trained, read_config
 from sde_diffusion.rng import generator
 from sde_diffusion.sampling import sample
 from sde_diffusion.score import ScoreFn

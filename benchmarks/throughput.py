@@ -37,9 +37,9 @@ import torch
 from common import RESULTS, ROOT, alternate, describe, machine_facts, timed
 from throughput_cases import CIFAR, COLOUR, DIFFUSERS, LUCIDRAINS, OURS, SMALL, TINY, Problem, Variant, build
 
-from sde_diffusion.build import choose_device
-from sde_diffusion.cpu import bfloat16_instructions, instruction_set
-from sde_diffusion.files import write_atomically
+from sde_diffusion.config.build import choose_device
+from sde_diffusion.runtime.atomic_write import write_atomically
+from sde_diffusion.runtime.cpu import bfloat16_instructions, instruction_set
 
 PACKAGES = ("diffusers", "denoising-diffusion-pytorch", "ema-pytorch", "triton")
 LEAST_ROUNDS, MOST_ROUNDS = 5, 15

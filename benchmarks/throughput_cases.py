@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sde_diffusion.build import build_trainer, load_trained, read_config, resolve_perf
+from sde_diffusion.config.build import build_trainer, load_trained, read_config, resolve_perf
 from sde_diffusion.data import Batch, DataSpec
 from sde_diffusion.sampling import sample
 from sde_diffusion.solvers import SOLVERS, SeededNoise

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from common import RESULTS, ROOT, machine_facts, table, write_results
 
-from sde_diffusion.build import Trained, choose_device, load_trained, read_config
+from sde_diffusion.config.build import Trained, choose_device, load_trained, read_config
 from sde_diffusion.exchange import FORMATS
 from sde_diffusion.pictures import save_classes
 from sde_diffusion.sampling import sample

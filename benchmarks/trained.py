@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from sde_diffusion.build import Trained, load_trained, read_config
 from sde_diffusion.checkpoints import find_checkpoint, stored_config
+from sde_diffusion.config.build import Trained, load_trained, read_config
 from sde_diffusion.training import load_checkpoint
 
 

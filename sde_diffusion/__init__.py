@@ -15,7 +15,6 @@ registry (`SDES`, `SOLVERS`, …), every row of each, the base class of each kin
 """
 
 from sde_diffusion.api import Trainer, load, save, train
-from sde_diffusion.chain import DiscreteChain
 from sde_diffusion.classifier import NoisyClassifier
 from sde_diffusion.data import (
     CIFAR10,
@@ -45,7 +44,6 @@ from sde_diffusion.errors import InputError, RunError
 from sde_diffusion.grids import GRIDS, KarrasGrid, LevelsGrid, LogSNRGrid, QuadraticGrid, TimeGrid, UniformGrid
 from sde_diffusion.guidance import GUIDANCES, Autoguidance, ClassifierFree, ClassifierGuidance, Guidance
 from sde_diffusion.inference import Model
-from sde_diffusion.interpolation import slerp
 from sde_diffusion.likelihood import (
     DEQUANTISATIONS,
     DIVERGENCES,
@@ -138,6 +136,8 @@ from sde_diffusion.sde import (
     SigmoidBetas,
     SubVPSDE,
 )
+from sde_diffusion.sde.chain import DiscreteChain
+from sde_diffusion.slerp import slerp
 from sde_diffusion.solvers import (
     CORRECTORS,
     DDIM,

@@ -15,16 +15,16 @@ import torch
 from torch import nn
 
 from sde_diffusion import checkpoints
-from sde_diffusion.build import build_trainer, choose_device, resolve_precision_of
 from sde_diffusion.checkpoints import RUNS, facts_of, source_of
-from sde_diffusion.config import Raw, merge, parse
+from sde_diffusion.config.build import build_trainer, choose_device, resolve_precision_of
+from sde_diffusion.config.parse import Raw, merge, parse
+from sde_diffusion.config.schema import REGISTRIES, Config, plain_config, read_config
 from sde_diffusion.data import Dataset, DataSpec
 from sde_diffusion.errors import InputError, require, require_kind, shown_type
-from sde_diffusion.files import as_path
 from sde_diffusion.inference import Model
 from sde_diffusion.model import ScoreModel
+from sde_diffusion.runtime.atomic_write import as_path
 from sde_diffusion.sde import SDE
-from sde_diffusion.sections import REGISTRIES, Config, plain_config, read_config
 from sde_diffusion.training import Checkpoint, LossConfig, RunFolder, TrainingConfig, save_checkpoint
 from sde_diffusion.training import Trainer as TrainerOfParts
 from sde_diffusion.training.ema import MAIN

@@ -14,19 +14,19 @@ import torch
 from torch import nn
 
 from sde_diffusion.arguments import as_process
-from sde_diffusion.build import MODEL, Trained, load_trained, read_config
-from sde_diffusion.config import Raw, Recipe, differences
+from sde_diffusion.config.build import MODEL, Trained, load_trained, read_config
+from sde_diffusion.config.parse import Raw, Recipe, differences
+from sde_diffusion.config.schema import Config, ModelConfig, plain_config
 from sde_diffusion.data import DATASETS, DataSource, DataSpec
-from sde_diffusion.data.arrays import Arrays
+from sde_diffusion.data.sources.arrays import Arrays
 from sde_diffusion.errors import InputError, require, require_kind
 from sde_diffusion.fields import changes
-from sde_diffusion.files import as_path
 from sde_diffusion.model import NOISE_CONDITIONINGS, PREDICTIONS, ScoreModel
 from sde_diffusion.networks import NETWORKS, Network
 from sde_diffusion.pretrained import PRETRAINED, name_of, pretrained
 from sde_diffusion.registry import name_of as row_of
+from sde_diffusion.runtime.atomic_write import as_path
 from sde_diffusion.sde import SDE, SDES
-from sde_diffusion.sections import Config, ModelConfig, plain_config
 from sde_diffusion.training import Checkpoint, RunFolder, Trainer, load_checkpoint, newest_run
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.build import Trained
+from sde_diffusion.config.build import Trained
 from sde_diffusion.data import TensorDataset
 from sde_diffusion.data.given import Label, labels_of, spans, value_tensor
 from sde_diffusion.errors import is_whole, require

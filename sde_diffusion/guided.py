@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from sde_diffusion.build import Trained
+from sde_diffusion.config.build import Trained
 from sde_diffusion.errors import is_number, require
 from sde_diffusion.guidance import GUIDANCES, Bind, Guidance
 from sde_diffusion.registry import resolve

@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sde_diffusion.build import Trained, choose_device
 from sde_diffusion.classifier import NoisyClassifier
-from sde_diffusion.config import Raw
+from sde_diffusion.config.build import Trained, choose_device
+from sde_diffusion.config.parse import Raw
+from sde_diffusion.config.schema import plain_config
 from sde_diffusion.data.given import Label, labels_in_turn, labels_of, spans, state_tensor, value_tensor
 from sde_diffusion.densities import bits_of
 from sde_diffusion.errors import is_number, is_whole, require, require_whole
 from sde_diffusion.guidance import Guidance
 from sde_diffusion.guided import guided
-from sde_diffusion.interpolation import slerp
 from sde_diffusion.likelihood import BitsPerDim, Divergence, mean_interval
 from sde_diffusion.sampling import as_solver, decode, encode, sample
 from sde_diffusion.sde import SDE
-from sde_diffusion.sections import plain_config
+from sde_diffusion.slerp import slerp
 from sde_diffusion.solvers import AdaptiveODE, Plan, SeededNoise, Solver, spend
 
 BATCH = 64  # examples that go through the network at once, where nothing else is asked for

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from sde_diffusion.arguments import as_process
 from sde_diffusion.errors import InputError, require, require_kind, require_positive
-from sde_diffusion.graphs import Graphed
 from sde_diffusion.registry import lookup
+from sde_diffusion.runtime.cuda_graphs import Graphed
 from sde_diffusion.score import ScoreFn, on_device
 from sde_diffusion.sde import SDE, AtTime
 from sde_diffusion.tensors import expand

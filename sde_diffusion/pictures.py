@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sde_diffusion.data import DataSpec
-from sde_diffusion.files import write_atomically
+from sde_diffusion.runtime.atomic_write import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # half a second to import: only who plots pays

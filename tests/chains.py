@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_diffusion.chain import DiscreteChain
 from sde_diffusion.sde import SDE, LinearBetas
+from sde_diffusion.sde.chain import DiscreteChain
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,17 @@ MODULES = {".".join(("sde_diffusion", *p.relative_to(ROOT).with_suffix("").parts
 
 # a module imports from lower ranks or from its own package
 RANKS = {
-    "cpu": -1, "docstrings": -1, "errors": -1, "fields": -1, "version": -1,
-    "distributed": 0, "files": 0, "interpolation": 0, "memory": 0, "registry": 0, "rng": 0, "tensors": 0,
-    "networks": 1, "pretrained": 1, "sde": 1,
-    "arguments": 2, "chain": 2, "decoder": 2, "graphs": 2, "grids": 2, "perf": 2, "score": 2,
+    "docstrings": -1, "errors": -1, "fields": -1, "version": -1,
+    "bin_mass": 0, "registry": 0, "rng": 0, "slerp": 0, "tensors": 0,
+    "networks": 1, "pretrained": 1, "runtime": 1, "sde": 1,
+    "arguments": 2, "grids": 2, "score": 2,
     "classifier": 3, "guidance": 3, "losses": 3, "model": 3, "oracle": 3, "projections": 3,
     "solvers.base": 3, "solvers.noise": 3,
     "data": 4, "solvers": 4,
     "likelihood": 5, "pictures": 5, "sampling": 5,
-    "config": 6, "training": 6,
-    "sections": 7,
-    "build": 8,
-    "checkpoints": 9, "exchange": 9, "verify": 9,
+    "training": 6,
+    "config": 7,
+    "checkpoints": 8, "exchange": 8, "verify": 8,
     "densities": 9, "guided": 9, "inference": 10, "api": 11,
     "commands": 12,
 }  # fmt: skip

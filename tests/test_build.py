@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 import torch
 
-from sde_diffusion.build import (
+from sde_diffusion.config.build import (
     Config,
     build_model,
     build_trainer,
@@ -19,8 +19,8 @@ from sde_diffusion.build import (
     read_config,
 )
 from sde_diffusion.data import DataSource, DataSpec, TensorDataset
-from sde_diffusion.data.cifar10 import CIFAR10
-from sde_diffusion.data.mnist import MNIST
+from sde_diffusion.data.sources.cifar10 import CIFAR10
+from sde_diffusion.data.sources.mnist import MNIST
 from sde_diffusion.errors import InputError
 from sde_diffusion.training import Checkpoint, RunFolder
 from tests.exchange.score_sde_reference import PRESETS

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.chain import DiscreteChain, FixedVariance
 from sde_diffusion.errors import InputError
 from sde_diffusion.grids import LevelsGrid, LogSNRGrid
 from sde_diffusion.oracle import GaussianMixture
@@ -18,6 +17,7 @@ from sde_diffusion.projections import Clip
 from sde_diffusion.sampling import sample
 from sde_diffusion.score import eps_from_score
 from sde_diffusion.sde import BETA_SEQUENCES, DDPM, SDE, VPSDE, BetaSequence, CosineBetas, LinearBetas
+from sde_diffusion.sde.chain import DiscreteChain, FixedVariance
 from sde_diffusion.solvers import Ancestral, ReverseProcess, SeededNoise
 from tests.conftest import f64, golden
 from tests.solvers.reference import GivenNoise

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sde_diffusion import __version__, files
+from sde_diffusion import __version__
 from sde_diffusion.commands import cli, main
 from sde_diffusion.networks import UNet
+from sde_diffusion.runtime import atomic_write as files
 from sde_diffusion.sde import VPSDE
 from sde_diffusion.solvers import SOLVERS, PerSampleODE
 from sde_diffusion.training import RunFolder

@@ -10,10 +10,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sde_diffusion.build import REGISTRIES, Config, plain_config, read_config
-from sde_diffusion.config import Raw, differences, merge, override, parse, plain, read_yaml
+from sde_diffusion.config.build import REGISTRIES, Config, plain_config, read_config
+from sde_diffusion.config.parse import Raw, differences, merge, override, parse, plain, read_yaml
 from sde_diffusion.data import DATASETS
-from sde_diffusion.data.arrays import Arrays
+from sde_diffusion.data.sources.arrays import Arrays
 from sde_diffusion.errors import InputError
 from sde_diffusion.sde import SDES, VESDE, VPSDE, CosineBeta, LinearBeta
 from sde_diffusion.solvers import SOLVERS, PerSampleODE

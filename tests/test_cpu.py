@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sde_diffusion import cpu
-from sde_diffusion.cpu import bfloat16_instructions, bfloat16_slowdown, cpu_flags, instruction_set
+from sde_diffusion.runtime import cpu
+from sde_diffusion.runtime.cpu import bfloat16_instructions, bfloat16_slowdown, cpu_flags, instruction_set
 
 X86 = "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu avx2 avx512f{more}\nbugs\t\t: amx_bf16\n\n" * 2
 ARM = "processor\t: 0\nFeatures\t: fp asimd sve{more}\nCPU part\t: 0xd40\n"

@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sde_diffusion import distributed
-from sde_diffusion.distributed import ALONE, Ranks, joined, ranks_of
 from sde_diffusion.errors import InputError, RunError, ToldError
+from sde_diffusion.runtime import ranks as distributed
+from sde_diffusion.runtime.ranks import ALONE, Ranks, joined, ranks_of
 from tests.ranks import free_port, on_ranks, place
 
 CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ import pytest
 
 import sde_diffusion
 from sde_diffusion import data, likelihood, losses, networks, sde, solvers, training
-from sde_diffusion.config import Recipe
+from sde_diffusion.config.parse import Recipe
+from sde_diffusion.config.schema import REGISTRIES
 from sde_diffusion.model import NOISE_CONDITIONINGS, PREDICTIONS
-from sde_diffusion.sections import REGISTRIES
 
 KINDS = [kind for kind in REGISTRIES if not issubclass(kind, Recipe)]
 PACKAGES = (data, likelihood, losses, networks, sde, solvers, training)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sde_diffusion.errors import InputError
-from sde_diffusion.files import write_atomically
+from sde_diffusion.runtime.atomic_write import write_atomically
 
 
 def disk_full(*_: object) -> None:

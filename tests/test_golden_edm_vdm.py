@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.chain import DiscreteChain
 from sde_diffusion.losses import LikelihoodWeighting, denoising_error
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.score import x0_from_score
 from sde_diffusion.sde import SDE, VESDE, VPSDE, CosineBeta, LinearBeta
+from sde_diffusion.sde.chain import DiscreteChain
 from sde_diffusion.solvers import Ancestral, ReverseProcess
 from tests.conftest import f64, golden
 from tests.solvers.reference import GivenNoise

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion.build import Config, ModelConfig, build_trainer, load_trained, read_config
-from sde_diffusion.config import Recipe
-from sde_diffusion.data import base, training_batches
-from sde_diffusion.data.arrays import Arrays
-from sde_diffusion.graphs import Graphed
+from sde_diffusion.config.build import Config, ModelConfig, build_trainer, load_trained, read_config
+from sde_diffusion.config.parse import Recipe
+from sde_diffusion.data import dataset as base
+from sde_diffusion.data import training_batches
+from sde_diffusion.data.sources.arrays import Arrays
 from sde_diffusion.guidance import ClassifierFree
 from sde_diffusion.likelihood import ExactTrace, Hutchinson, log_likelihood
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.networks import UNet
-from sde_diffusion.perf import PerfConfig
+from sde_diffusion.runtime.cuda_graphs import Graphed
+from sde_diffusion.runtime.performance import PerfConfig
 from sde_diffusion.sampling import sample
 from sde_diffusion.sde import VPSDE
 from sde_diffusion.solvers import (

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion.errors import InputError
-from sde_diffusion.graphs import BEFORE, MOST, Graphed, _current, eager
 from sde_diffusion.likelihood.divergence import _prepare_forward_mode
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.networks import MLP
-from sde_diffusion.perf import PerfConfig
+from sde_diffusion.runtime.cuda_graphs import BEFORE, MOST, Graphed, _current, eager
+from sde_diffusion.runtime.performance import PerfConfig
 from sde_diffusion.sde import VPSDE
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

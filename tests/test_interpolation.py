@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import InputError
-from sde_diffusion.interpolation import angle, slerp
 from sde_diffusion.rng import generator
+from sde_diffusion.slerp import angle, slerp
 from tests.conftest import f64
 
 WEIGHTS = torch.linspace(0, 1, 9, dtype=torch.float64)

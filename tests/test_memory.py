@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sde_diffusion import memory
-from sde_diffusion.memory import Growth, free_memory, is_shortage, peak_memory, readable
+from sde_diffusion.runtime import memory
+from sde_diffusion.runtime.memory import Growth, free_memory, is_shortage, peak_memory, readable
 
 CPU = torch.device("cpu")
 KIB = 1024

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.build import Config, build_trainer, read_config, resolve_precision_of
+from sde_diffusion.config.build import Config, build_trainer, read_config, resolve_precision_of
 from sde_diffusion.errors import InputError
-from sde_diffusion.memory import Growth
 from sde_diffusion.networks import NETWORKS, UNet
-from sde_diffusion.perf import (
+from sde_diffusion.runtime.memory import Growth
+from sde_diffusion.runtime.performance import (
     Compiled,
     Perf,
     PerfConfig,
@@ -66,7 +66,7 @@ PERFS = [
 @pytest.mark.parametrize("perf", PERFS, ids=str)
 @pytest.mark.parametrize("by_x", [True, False], ids=["by x", "by weights"])
 def test_a_prepared_network_computes_the_same(perf: Perf, by_x: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sde_diffusion.perf.BACKEND", "eager")  # what is compiled, without the compiler
+    monkeypatch.setattr("sde_diffusion.runtime.performance.BACKEND", "eager")  # what is compiled, without the compiler
     torch.compiler.reset()
     plain = net()
     prepared = copy.deepcopy(plain)
@@ -93,7 +93,7 @@ def test_every_network_is_the_same_channels_last(name: str) -> None:
 def test_a_compiler_that_fails_is_told_of_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("sde_diffusion.perf.BACKEND", broken)
+    monkeypatch.setattr("sde_diffusion.runtime.performance.BACKEND", broken)
     torch.compiler.reset()
     plain = net()
     prepared = copy.deepcopy(plain)
@@ -107,7 +107,7 @@ def test_a_compiler_that_fails_is_told_of_once(
 
 
 def test_an_error_of_a_compiled_network_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sde_diffusion.perf.BACKEND", "eager")
+    monkeypatch.setattr("sde_diffusion.runtime.performance.BACKEND", "eager")
     torch.compiler.reset()
     prepared = net()
     prepare(prepared, Perf(compile=True))
@@ -125,7 +125,7 @@ def test_a_compiled_model_is_trained_and_its_average_is_not_compiled(
         graphs.append(len(inputs))
         return graph.forward
 
-    monkeypatch.setattr("sde_diffusion.perf.BACKEND", counting)
+    monkeypatch.setattr("sde_diffusion.runtime.performance.BACKEND", counting)
     torch.compiler.reset()
     small = "model.network={name: unet, channels: 8, multipliers: [1], blocks: 1, attention: []}"
     more = ["training.batch=4", "training.sample_every=0", "training.validate_every=0", "perf.compile=always"]
@@ -167,7 +167,7 @@ def test_auto_is_a_matter_of_device_purpose_and_size() -> None:
 def test_precision_auto_is_bfloat16_where_the_cpu_has_instructions_for_it(
     monkeypatch: pytest.MonkeyPatch, instructions: str, expected: str
 ) -> None:
-    monkeypatch.setattr("sde_diffusion.perf.bfloat16_instructions", lambda: instructions)
+    monkeypatch.setattr("sde_diffusion.runtime.performance.bfloat16_instructions", lambda: instructions)
     assert resolve_precision("auto", CPU) == expected
     assert resolve_precision("bfloat16", CPU) == "bfloat16"
     assert resolve_precision("float32", CPU) == "float32"
@@ -177,7 +177,7 @@ def test_precision_auto_is_bfloat16_where_the_cpu_has_instructions_for_it(
 @pytest.mark.parametrize("begun_in", ["float32", "bfloat16"])
 def test_a_run_keeps_the_precision_that_it_began_in(monkeypatch: pytest.MonkeyPatch, begun_in: Precision) -> None:
     for instructions in ("", "AMX"):
-        monkeypatch.setattr("sde_diffusion.perf.bfloat16_instructions", lambda found=instructions: found)
+        monkeypatch.setattr("sde_diffusion.runtime.performance.bfloat16_instructions", lambda found=instructions: found)
         assert resolve_precision_of(Config(), CPU, begun_in).training.precision == begun_in
         for asked in ("float32", "bfloat16"):
             config = read_config(None, [f"training.precision={asked}"])
@@ -185,8 +185,8 @@ def test_a_run_keeps_the_precision_that_it_began_in(monkeypatch: pytest.MonkeyPa
 
 
 def test_advice_on_precision_names_the_factor_and_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sde_diffusion.perf.bfloat16_slowdown", lambda: 8.04)
-    monkeypatch.setattr("sde_diffusion.perf.bfloat16_instructions", lambda: "")
+    monkeypatch.setattr("sde_diffusion.runtime.performance.bfloat16_slowdown", lambda: 8.04)
+    monkeypatch.setattr("sde_diffusion.runtime.performance.bfloat16_instructions", lambda: "")
     for asked in ("auto", "bfloat16"):
         told = precision_advice("bfloat16", CPU, asked=asked)
         assert told is not None
@@ -195,10 +195,10 @@ def test_advice_on_precision_names_the_factor_and_the_remedy(monkeypatch: pytest
     assert precision_advice("float32", CPU, asked="auto") is None
     assert precision_advice("auto", CPU, asked="auto") is None
     assert precision_advice("bfloat16", CUDA, asked="auto") is None
-    monkeypatch.setattr("sde_diffusion.perf.bfloat16_instructions", lambda: "AMX")
+    monkeypatch.setattr("sde_diffusion.runtime.performance.bfloat16_instructions", lambda: "AMX")
     assert precision_advice("bfloat16", CPU, asked="auto") is None
     assert precision_advice("float32", CPU, asked="auto") is None  # it would be slower all the same
-    monkeypatch.setattr("sde_diffusion.perf.bfloat16_slowdown", lambda: 0.5)
+    monkeypatch.setattr("sde_diffusion.runtime.performance.bfloat16_slowdown", lambda: 0.5)
     assert precision_advice("float32", CPU, asked="float32") is None
     told = precision_advice("float32", CPU, asked="auto")
     assert told is not None
@@ -266,7 +266,7 @@ def test_checkpointing_saves_memory_in_training_alone() -> None:
 
 KEEPING = """
 import resource, sys, torch
-from sde_diffusion.perf import Perf, prepare
+from sde_diffusion.runtime.performance import Perf, prepare
 
 def pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

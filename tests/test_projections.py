@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sde_diffusion.build import REGISTRIES, SamplingConfig
-from sde_diffusion.config import parse, plain
+from sde_diffusion.config.build import REGISTRIES, SamplingConfig
+from sde_diffusion.config.parse import parse, plain
 from sde_diffusion.errors import InputError
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.projections import PROJECTIONS, Clip, DynamicThreshold

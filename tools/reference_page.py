@@ -16,11 +16,11 @@ import click
 import yaml
 
 from sde_diffusion.commands import cli
-from sde_diffusion.config import options, plain
+from sde_diffusion.config.parse import options, plain
+from sde_diffusion.config.schema import REGISTRIES, Config
 from sde_diffusion.docstrings import meanings, reference, summary
 from sde_diffusion.exchange import FORMATS
 from sde_diffusion.model import NOISE_CONDITIONINGS, PREDICTIONS
-from sde_diffusion.sections import REGISTRIES, Config
 from tools.tables import cell
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference.md"

@@ -16,7 +16,7 @@ from sde_diffusion.commands.sample import sample
 from sde_diffusion.commands.train import train
 from sde_diffusion.commands.verify import verify
 from sde_diffusion.errors import InputError, RunError, ToldError
-from sde_diffusion.memory import is_shortage
+from sde_diffusion.runtime.memory import is_shortage
 from sde_diffusion.version import __version__
 from sde_diffusion_cli.configs import configs
 from sde_diffusion_cli.declared import SETTINGS

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
-from sde_diffusion.config import Recipe, options, plain
+from sde_diffusion.config.parse import Recipe, options, plain
+from sde_diffusion.config.schema import REGISTRIES, Config
 from sde_diffusion.docstrings import meanings, summary
-from sde_diffusion.sections import REGISTRIES, Config
 
 WIDTH, LEFT = 120, 44  # of a line, and of the keys before the comments
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sde_diffusion.config import Raw, assigned, merge, parse, put, read_yaml
-from sde_diffusion.sections import REGISTRIES, Config, describes_a_run, renamed
+from sde_diffusion.config.parse import Raw, assigned, merge, parse, put, read_yaml
+from sde_diffusion.config.schema import REGISTRIES, Config, describes_a_run, renamed
 
 FILE, SET = "--config", "--set"
 

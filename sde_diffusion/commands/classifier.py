@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from sde_diffusion.build import build_classifier_trainer, choose_device
 from sde_diffusion.checkpoints import RUNS
 from sde_diffusion.commands.annotated import annotated
 from sde_diffusion.commands.asked import flags, request
 from sde_diffusion.commands.common import shared_options
 from sde_diffusion.commands.resuming import config_to_resume, run_name, training_options
 from sde_diffusion.commands.train import KEYS, run
-from sde_diffusion.distributed import joined
+from sde_diffusion.config.build import build_classifier_trainer, choose_device
+from sde_diffusion.runtime.ranks import joined
 from sde_diffusion.training import CLASSIFIERS, RunFolder
 
 EPILOG = """\b

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import click
 import yaml
 
-from sde_diffusion.config import Raw
-from sde_diffusion.distributed import TIMEOUT
+from sde_diffusion.config.parse import Raw
 from sde_diffusion.errors import InputError, require
-from sde_diffusion.files import write_atomically
 from sde_diffusion.pretrained import PRETRAINED, pretrained
+from sde_diffusion.runtime.atomic_write import write_atomically
+from sde_diffusion.runtime.ranks import TIMEOUT
 from sde_diffusion_cli.configs import ConfigType
 
 _USUAL, _LAST = "usual", "sde_diffusion.last_weights"  # a value of --ema, and where --no-ema is noted

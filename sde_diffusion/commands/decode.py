@@ -9,7 +9,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sde_diffusion.build import plain_config
 from sde_diffusion.commands.common import Options, checkpoint_options, result_options, show_config
 from sde_diffusion.commands.examples import file_facts
 from sde_diffusion.commands.growing import Rows, spans
@@ -19,7 +18,8 @@ from sde_diffusion.commands.latents import read_labels, read_latents, samples_re
 from sde_diffusion.commands.naming import results_folder
 from sde_diffusion.commands.session import Session
 from sde_diffusion.commands.solving import end_options, open_to_solve, solver_options
-from sde_diffusion.config import Raw
+from sde_diffusion.config.build import plain_config
+from sde_diffusion.config.parse import Raw
 from sde_diffusion.pictures import save_samples
 from sde_diffusion.sampling import require_deterministic
 

@@ -8,7 +8,6 @@ import click
 import torch
 from torch import Tensor
 
-from sde_diffusion.build import plain_config
 from sde_diffusion.commands.common import Options, checkpoint_options, result_options, show_config
 from sde_diffusion.commands.examples import file_facts, open_examples
 from sde_diffusion.commands.growing import Rows, spans
@@ -27,9 +26,10 @@ from sde_diffusion.commands.latents import (
 from sde_diffusion.commands.naming import results_folder
 from sde_diffusion.commands.session import Session
 from sde_diffusion.commands.solving import open_to_solve, solver_options
-from sde_diffusion.config import Raw
+from sde_diffusion.config.build import plain_config
+from sde_diffusion.config.parse import Raw
 from sde_diffusion.data import Batch, Dataset, DataSpec, sweep
-from sde_diffusion.data.base import Split
+from sde_diffusion.data.dataset import Split
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.pictures import save_rows
 from sde_diffusion.sampling import require_deterministic

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sde_diffusion.build import Config, build_trainer, count_parameters
+from sde_diffusion.config.build import Config, build_trainer, count_parameters
 from sde_diffusion.data import Batch, DataSpec, training_batches
-from sde_diffusion.memory import Growth, free_memory, is_shortage, readable
-from sde_diffusion.perf import recompute, resolve_precision
+from sde_diffusion.runtime.memory import Growth, free_memory, is_shortage, readable
+from sde_diffusion.runtime.performance import recompute, resolve_precision
 from sde_diffusion.training import RunFolder, Trainer
 
 SECONDS = 1.0  # for which steps are timed

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from sde_diffusion.build import Trained
+from sde_diffusion.config.build import Trained
 from sde_diffusion.data import Dataset, TensorDataset
-from sde_diffusion.data.arrays import Arrays
-from sde_diffusion.data.base import Split
+from sde_diffusion.data.dataset import Split
+from sde_diffusion.data.sources.arrays import Arrays
 from sde_diffusion.errors import InputError, require
 
 

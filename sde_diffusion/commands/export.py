@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from sde_diffusion.build import plain_config
 from sde_diffusion.commands.asked import flags, request
 from sde_diffusion.commands.common import (
     checkpoint_options,
@@ -14,6 +13,7 @@ from sde_diffusion.commands.common import (
     show_config,
 )
 from sde_diffusion.commands.session import load
+from sde_diffusion.config.build import plain_config
 from sde_diffusion.exchange import FORMATS
 from sde_diffusion.registry import lookup
 

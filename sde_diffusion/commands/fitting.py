@@ -8,7 +8,7 @@ from torch import nn
 from sde_diffusion.commands.growing import Compute, Rows
 from sde_diffusion.commands.session import Session
 from sde_diffusion.errors import InputError
-from sde_diffusion.memory import Growth, free_memory, is_shortage
+from sde_diffusion.runtime.memory import Growth, free_memory, is_shortage
 
 CALLS = 3  # of the network, after which a batch has taken all the memory that it will, but for a solver's states
 MOST = 64  # examples on which memory is measured

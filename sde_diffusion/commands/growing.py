@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sde_diffusion.distributed import ALONE, Ranks
 from sde_diffusion.errors import RunError
-from sde_diffusion.files import write_atomically
+from sde_diffusion.runtime.atomic_write import write_atomically
+from sde_diffusion.runtime.ranks import ALONE, Ranks
 
 Span = tuple[int, int]
 Rows = dict[str, NDArray[Any]]

@@ -11,7 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sde_diffusion.build import (
+from sde_diffusion.checkpoints import stored_config
+from sde_diffusion.commands.asked import Said
+from sde_diffusion.commands.common import Command
+from sde_diffusion.commands.session import Session
+from sde_diffusion.config.build import (
     CLASSIFIER,
     MODEL,
     Config,
@@ -21,11 +25,7 @@ from sde_diffusion.build import (
     plain_config,
     read_config,
 )
-from sde_diffusion.checkpoints import stored_config
-from sde_diffusion.commands.asked import Said
-from sde_diffusion.commands.common import Command
-from sde_diffusion.commands.session import Session
-from sde_diffusion.config import differences
+from sde_diffusion.config.parse import differences
 from sde_diffusion.data import DataSpec
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.guidance import GUIDANCES, Bind, Guidance

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from sde_diffusion.build import choose_device, plain_config
 from sde_diffusion.checkpoints import RUNS
 from sde_diffusion.commands.asked import flags, request
 from sde_diffusion.commands.common import shared_options, show_config
+from sde_diffusion.config.build import choose_device, plain_config
 from sde_diffusion.errors import require
 from sde_diffusion.exchange import FORMATS, find_format, first_checkpoint, run_config
 from sde_diffusion.training import RunFolder

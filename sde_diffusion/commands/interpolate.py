@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_diffusion.build import plain_config
 from sde_diffusion.commands.common import Options, checkpoint_options, result_options, show_config
 from sde_diffusion.commands.examples import file_facts, open_examples
 from sde_diffusion.commands.growing import Rows, spans
@@ -20,13 +19,14 @@ from sde_diffusion.commands.latents import solver_name, to_latents, to_samples
 from sde_diffusion.commands.naming import results_folder
 from sde_diffusion.commands.session import Session
 from sde_diffusion.commands.solving import end_options, open_to_solve, solver_options
-from sde_diffusion.config import Raw
+from sde_diffusion.config.build import plain_config
+from sde_diffusion.config.parse import Raw
 from sde_diffusion.data import Dataset, sweep
-from sde_diffusion.data.base import Split
+from sde_diffusion.data.dataset import Split
 from sde_diffusion.errors import require
-from sde_diffusion.interpolation import angle, slerp
 from sde_diffusion.pictures import save_paths
 from sde_diffusion.sampling import require_deterministic
+from sde_diffusion.slerp import angle, slerp
 
 EPILOG = """\b
 Examples:

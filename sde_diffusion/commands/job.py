@@ -22,7 +22,7 @@ from sde_diffusion.commands.common import Options, make_folder, write_json
 from sde_diffusion.commands.fitting import fitting
 from sde_diffusion.commands.growing import Compute, GrowingArrays, Rows, Span
 from sde_diffusion.commands.session import Session
-from sde_diffusion.config import Raw, differences
+from sde_diffusion.config.parse import Raw, differences
 from sde_diffusion.errors import InputError, require
 
 UNFINISHED = "unfinished.json"

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sde_diffusion.commands.growing import Rows
 from sde_diffusion.commands.session import Session
-from sde_diffusion.config import Raw
+from sde_diffusion.config.parse import Raw
 from sde_diffusion.data import DataSpec
-from sde_diffusion.data.arrays import open_arrays
+from sde_diffusion.data.sources.arrays import open_arrays
 from sde_diffusion.errors import require
 from sde_diffusion.likelihood import mean_interval
 from sde_diffusion.registry import name_of

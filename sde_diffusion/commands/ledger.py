@@ -16,9 +16,9 @@ from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
 from sde_diffusion.commands.job import results, write_results
 from sde_diffusion.commands.likelihood_report import aligned, finite
 from sde_diffusion.commands.session import Session
-from sde_diffusion.config import Raw
+from sde_diffusion.config.parse import Raw
 from sde_diffusion.likelihood import Examples
-from sde_diffusion.likelihood.ledger import Entry, LedgerRow, check_values, ledger_entries, ledger_row
+from sde_diffusion.likelihood.audit.ledger import Entry, LedgerRow, check_values, ledger_entries, ledger_row
 
 FILES = ("ledger.json",)
 EXPLANATION = """\

@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 
-from sde_diffusion.build import Trained, plain_config
 from sde_diffusion.commands.asked import Asked, Said, flags, request
 from sde_diffusion.commands.common import Options, checkpoint_options, result_options, show_config
 from sde_diffusion.commands.examples import file_facts, open_examples
@@ -16,6 +15,7 @@ from sde_diffusion.commands.likelihood_plain import examples_of, plain_job
 from sde_diffusion.commands.likelihood_tolerance import score_to_tolerance
 from sde_diffusion.commands.naming import results_folder
 from sde_diffusion.commands.session import find
+from sde_diffusion.config.build import Trained, plain_config
 from sde_diffusion.errors import require
 from sde_diffusion.likelihood import (
     DEQUANTISATIONS,

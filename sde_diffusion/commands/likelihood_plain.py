@@ -10,12 +10,12 @@ import click
 import torch
 from torch import Tensor
 
-from sde_diffusion.build import Config, Trained
 from sde_diffusion.commands.growing import Rows, spans
 from sde_diffusion.commands.job import Job
 from sde_diffusion.commands.likelihood_report import Ends, aligned, end_rows, ends_of, split_facts, split_rows
 from sde_diffusion.commands.session import Session
-from sde_diffusion.config import Raw
+from sde_diffusion.config.build import Config, Trained
+from sde_diffusion.config.parse import Raw
 from sde_diffusion.data import Dataset, sweep
 from sde_diffusion.errors import InputError
 from sde_diffusion.likelihood import (

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sde_diffusion.build import Trained
+from sde_diffusion.config.build import Trained
 from sde_diffusion.likelihood import Divergence, Examples, Interval, Split, mean_interval, prior_gap, truncation_error
 
 NAMES = {"images": "finite subset", "dequantisation": "dequantisation", "probes": "trace probes"}

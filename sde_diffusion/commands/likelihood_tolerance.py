@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sde_diffusion.build import Trained
 from sde_diffusion.commands.common import Options
 from sde_diffusion.commands.fitting import fitting
 from sde_diffusion.commands.growing import GrowingArrays, Rows, spans
@@ -27,11 +26,12 @@ from sde_diffusion.commands.likelihood_report import (
     split_rows,
 )
 from sde_diffusion.commands.session import Session
-from sde_diffusion.config import Raw
+from sde_diffusion.config.build import Trained
+from sde_diffusion.config.parse import Raw
 from sde_diffusion.data import Dataset
 from sde_diffusion.likelihood import Divergence, Examples, Goal, Hutchinson, Outcome, Scoring
-from sde_diffusion.likelihood.components import coupling_ratio
-from sde_diffusion.likelihood.tolerance import LADDER, PILOT_PROBES, Request, Tolerance
+from sde_diffusion.likelihood.audit.tolerance import LADDER, PILOT_PROBES, Request, Tolerance
+from sde_diffusion.likelihood.audit.variance import coupling_ratio
 from sde_diffusion.pictures import save_histogram
 from sde_diffusion.rng import generator
 

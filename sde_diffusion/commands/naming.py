@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sde_diffusion.commands.session import Session
-from sde_diffusion.config import plain
-from sde_diffusion.sections import REGISTRIES
+from sde_diffusion.config.parse import plain
+from sde_diffusion.config.schema import REGISTRIES
 
 SILENT = ("batch", "count", "solver", "split")  # a matter of speed, more of the same, or said at the beginning
 WORDS = {"scale": "guidance", "confidence": "conf"}

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from sde_diffusion.build import Config, plain_config, read_config
 from sde_diffusion.checkpoints import stored_config
 from sde_diffusion.commands.common import Command, timeout_option
-from sde_diffusion.config import Raw, differences, read_yaml
+from sde_diffusion.config.build import Config, plain_config, read_config
+from sde_diffusion.config.parse import Raw, differences, read_yaml
 from sde_diffusion.data import Dataset
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.fields import Kind, changes

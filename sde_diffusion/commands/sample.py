@@ -9,7 +9,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sde_diffusion.build import Trained, plain_config
 from sde_diffusion.commands.common import Options, checkpoint_options, result_options, show_config
 from sde_diffusion.commands.growing import Rows, spans
 from sde_diffusion.commands.guiding import ALL, announce, class_options, label_rows
@@ -23,7 +22,8 @@ from sde_diffusion.commands.solving import (
     open_to_solve,
     solver_options,
 )
-from sde_diffusion.config import Raw
+from sde_diffusion.config.build import Trained, plain_config
+from sde_diffusion.config.parse import Raw
 from sde_diffusion.data import DataSpec
 from sde_diffusion.pictures import save_classes, save_samples, save_strip
 from sde_diffusion.sampling import Samples

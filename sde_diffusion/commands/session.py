@@ -11,15 +11,15 @@ from typing import Any
 import click
 import torch
 
-from sde_diffusion.build import MODEL, Config, Trained, choose_device, load_trained, plain_config
 from sde_diffusion.checkpoints import find_checkpoint, home, require_described, stored_config
 from sde_diffusion.commands.asked import Request, request
-from sde_diffusion.config import Raw, differences
+from sde_diffusion.config.build import MODEL, Config, Trained, choose_device, load_trained, plain_config
+from sde_diffusion.config.parse import Raw, differences
 from sde_diffusion.data import DataSpec
-from sde_diffusion.distributed import ALONE, Ranks, joined
 from sde_diffusion.errors import require
 from sde_diffusion.fields import changes
 from sde_diffusion.pretrained import name_of
+from sde_diffusion.runtime.ranks import ALONE, Ranks, joined
 from sde_diffusion.training import Checkpoint, RunFolder, load_checkpoint
 from sde_diffusion.version import __version__
 

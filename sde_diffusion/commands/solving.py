@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from sde_diffusion.build import Config, SamplingConfig
 from sde_diffusion.commands.asked import Asked, flags, request
 from sde_diffusion.commands.common import Command, Options
 from sde_diffusion.commands.guiding import class_flags, guided, in_turn, numbered
 from sde_diffusion.commands.session import Session, find
+from sde_diffusion.config.build import Config, SamplingConfig
 from sde_diffusion.errors import InputError, UnknownKeyError, require
 from sde_diffusion.grids import GRIDS
 from sde_diffusion.registry import name_of

@@ -9,16 +9,6 @@ from pathlib import Path
 import click
 import torch
 
-from sde_diffusion.build import (
-    Config,
-    build_trainer,
-    check_training,
-    choose_device,
-    count_parameters,
-    plain_config,
-    resolve_perf,
-    resolve_precision_of,
-)
 from sde_diffusion.checkpoints import RUNS, stored_config
 from sde_diffusion.commands.annotated import annotated
 from sde_diffusion.commands.asked import flags, request
@@ -32,11 +22,21 @@ from sde_diffusion.commands.resuming import (
     run_name,
     training_options,
 )
-from sde_diffusion.distributed import Ranks, joined
+from sde_diffusion.config.build import (
+    Config,
+    build_trainer,
+    check_training,
+    choose_device,
+    count_parameters,
+    plain_config,
+    resolve_perf,
+    resolve_precision_of,
+)
 from sde_diffusion.errors import InputError
 from sde_diffusion.fields import Kind
-from sde_diffusion.memory import is_shortage
-from sde_diffusion.perf import precision_advice, resolve_precision
+from sde_diffusion.runtime.memory import is_shortage
+from sde_diffusion.runtime.performance import precision_advice, resolve_precision
+from sde_diffusion.runtime.ranks import Ranks, joined
 from sde_diffusion.training import RunFolder, Trainer, load_checkpoint
 
 EPILOG = """\b

@@ -10,9 +10,9 @@ import click
 import torch
 from tqdm import tqdm
 
-from sde_diffusion.build import choose_device
 from sde_diffusion.commands.common import make_folder, write_json
 from sde_diffusion.commands.session import Session, load
+from sde_diffusion.config.build import choose_device
 from sde_diffusion.data import sweep
 from sde_diffusion.errors import RunError, require
 from sde_diffusion.likelihood import mean_interval

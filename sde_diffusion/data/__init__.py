@@ -1,15 +1,15 @@
 """Data sets. A new one is a file here and a row in `DATASETS`; its dataclass fields are its config section."""
 
-from sde_diffusion.data.arrays import Arrays
-from sde_diffusion.data.base import Batch, Dataset, DataSource, Split, TensorDataset
-from sde_diffusion.data.cifar10 import CIFAR10
-from sde_diffusion.data.digits import Digits
-from sde_diffusion.data.images import Images
-from sde_diffusion.data.latents import Latents
+from sde_diffusion.data.dataset import Batch, Dataset, DataSource, Split, TensorDataset
 from sde_diffusion.data.loader import sweep, training_batches
-from sde_diffusion.data.mnist import MNIST, FashionMNIST
+from sde_diffusion.data.sources.arrays import Arrays
+from sde_diffusion.data.sources.cifar10 import CIFAR10
+from sde_diffusion.data.sources.digits import Digits
+from sde_diffusion.data.sources.images import Images
+from sde_diffusion.data.sources.latents import Latents
+from sde_diffusion.data.sources.mnist import MNIST, FashionMNIST
+from sde_diffusion.data.sources.toys import Checkerboard, EightGaussians, Rings, SwissRoll, TwoMoons
 from sde_diffusion.data.spec import Continuous, DataSpec, Discrete
-from sde_diffusion.data.toys import Checkerboard, EightGaussians, Rings, SwissRoll, TwoMoons
 
 DATASETS: dict[str, type[DataSource]] = {
     "digits": Digits,

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import torch
 
-from sde_diffusion.data.base import Batch, Dataset, Raw
+from sde_diffusion.data.dataset import Batch, Dataset, Raw
+from sde_diffusion.data.disk.workers import choose_workers, read_ahead
 from sde_diffusion.data.order import training_order
-from sde_diffusion.data.workers import choose_workers, read_ahead
 from sde_diffusion.errors import require, require_kind, require_positive
 from sde_diffusion.rng import SampleStream
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from sde_diffusion.errors import InputError, require
 from sde_diffusion.exchange.base import Format, Imported
-from sde_diffusion.exchange.diffusers import Diffusers
+from sde_diffusion.exchange.diffusers.format import Diffusers
 from sde_diffusion.exchange.run import first_checkpoint, run_config
-from sde_diffusion.exchange.score_sde import ScoreSDE
+from sde_diffusion.exchange.score_sde.format import ScoreSDE
 from sde_diffusion.exchange.slots import Slot, to_ours, to_theirs
 from sde_diffusion.exchange.weights import Weights
 from sde_diffusion.registry import lookup

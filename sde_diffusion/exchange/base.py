@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from sde_diffusion.build import Trained
-from sde_diffusion.config import Raw
+from sde_diffusion.config.build import Trained
+from sde_diffusion.config.parse import Raw
 from sde_diffusion.errors import InputError
 from sde_diffusion.exchange.slots import Slot
 

@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from sde_diffusion.build import Config, build_model, choose_device, plain_config, read_config
-from sde_diffusion.config import Raw, merge
+from sde_diffusion.config.build import Config, build_model, choose_device, plain_config, read_config
+from sde_diffusion.config.parse import Raw, merge
 from sde_diffusion.data import DataSpec
-from sde_diffusion.data.cifar10 import CIFAR10
-from sde_diffusion.data.mnist import MNIST
+from sde_diffusion.data.sources.cifar10 import CIFAR10
+from sde_diffusion.data.sources.mnist import MNIST
 from sde_diffusion.errors import require
 from sde_diffusion.exchange.base import Imported
 from sde_diffusion.exchange.slots import to_ours

@@ -5,8 +5,8 @@
 
 from pathlib import Path
 
-from sde_diffusion.build import Trained, plain_config
-from sde_diffusion.config import Raw
+from sde_diffusion.config.build import Trained, plain_config
+from sde_diffusion.config.parse import Raw
 from sde_diffusion.errors import InputError
 from sde_diffusion.exchange.base import Format, Imported
 from sde_diffusion.training import Checkpoint, save_checkpoint

@@ -3,8 +3,13 @@
 A new trace estimator is a class here and a row in `DIVERGENCES`, a new dequantisation one in `DEQUANTISATIONS`.
 """
 
-from sde_diffusion.likelihood.bounds import Bound, chain_bound, continuous_bound, importance_weighted
-from sde_diffusion.likelihood.components import Cells, Split, nested_split
+from sde_diffusion.likelihood.audit.bounds import Bound, chain_bound, continuous_bound, importance_weighted
+from sde_diffusion.likelihood.audit.learned_noise import BinFlow, FlowDequantisation
+from sde_diffusion.likelihood.audit.ledger import LedgerOptions, LedgerRow, ledger
+from sde_diffusion.likelihood.audit.targets import Levels, Points, Target
+from sde_diffusion.likelihood.audit.tolerance import Goal, Outcome, Scoring
+from sde_diffusion.likelihood.audit.truncation import prior_gap, truncation_error
+from sde_diffusion.likelihood.audit.variance import Cells, Split, nested_split
 from sde_diffusion.likelihood.dequantisation import (
     Dequantisation,
     Dequantised,
@@ -12,15 +17,10 @@ from sde_diffusion.likelihood.dequantisation import (
     UniformDequantisation,
 )
 from sde_diffusion.likelihood.divergence import DIVERGENCES, Divergence, ExactTrace, Hutchinson
-from sde_diffusion.likelihood.flow import Likelihood, log_likelihood
-from sde_diffusion.likelihood.flow_dequantisation import BinFlow, FlowDequantisation
 from sde_diffusion.likelihood.gaussian import GaussianReference
-from sde_diffusion.likelihood.ledger import LedgerOptions, LedgerRow, ledger
+from sde_diffusion.likelihood.log_likelihood import Likelihood, log_likelihood
 from sde_diffusion.likelihood.scoring import Examples, Scores
 from sde_diffusion.likelihood.summary import BitsPerDim, Interval, mean_interval, probe_half_width, t_quantile
-from sde_diffusion.likelihood.targets import Levels, Points, Target
-from sde_diffusion.likelihood.tolerance import Goal, Outcome, Scoring
-from sde_diffusion.likelihood.truncation import prior_gap, truncation_error
 
 DEQUANTISATIONS: dict[str, type[Dequantisation]] = {
     "uniform": UniformDequantisation,

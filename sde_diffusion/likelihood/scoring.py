@@ -11,7 +11,7 @@ from sde_diffusion.errors import InputError, SolveError
 from sde_diffusion.guidance import Bind
 from sde_diffusion.likelihood.dequantisation import Dequantisation, Dequantised
 from sde_diffusion.likelihood.divergence import Divergence
-from sde_diffusion.likelihood.flow import log_likelihood
+from sde_diffusion.likelihood.log_likelihood import log_likelihood
 from sde_diffusion.rng import derive_seed
 from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import SDE

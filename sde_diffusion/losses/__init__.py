@@ -1,10 +1,10 @@
 """Training objectives. A new one, a weighting or a time sampler is a class in its file and a row below."""
 
+from sde_diffusion.losses.adaptive_times import SecondMomentTime
 from sde_diffusion.losses.discrete_time import DiscreteTime
 from sde_diffusion.losses.dsm import DISTANCES, DSMLoss, denoising_error, dsm_loss
 from sde_diffusion.losses.edm import EDMWeighting, LogNormalTime
 from sde_diffusion.losses.objective import VLB, Denoising, Hybrid, Objective, vlb_term
-from sde_diffusion.losses.second_moment import SecondMomentTime
 from sde_diffusion.losses.time_sampling import ImportanceTime, StratifiedTime, TimeSampler, UniformTime
 from sde_diffusion.losses.uncertainty import UncertaintyWeighting, learned_loss
 from sde_diffusion.losses.weighting import (

@@ -18,8 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sde_diffusion.chain import DiscreteChain
-from sde_diffusion.decoder import log_bin_mass, log_density
+from sde_diffusion.bin_mass import log_bin_mass, log_density
 from sde_diffusion.errors import require, require_positive
 from sde_diffusion.losses.dsm import DISTANCES, DSMLoss, dsm_loss
 from sde_diffusion.losses.time_sampling import TimeSampler
@@ -28,6 +27,7 @@ from sde_diffusion.registry import lookup
 from sde_diffusion.rng import Draws, draws_of
 from sde_diffusion.score import ScoreFn, score_and_fraction
 from sde_diffusion.sde import SDE
+from sde_diffusion.sde.chain import DiscreteChain
 from sde_diffusion.tensors import expand, flat_mean, flat_sum
 
 

@@ -13,7 +13,7 @@ from sde_diffusion.networks.coupling import CouplingFlow
 from sde_diffusion.networks.dit import DiT
 from sde_diffusion.networks.embedding import EMBEDDINGS, GaussianFourier, Sinusoidal
 from sde_diffusion.networks.mlp import MLP
-from sde_diffusion.networks.ncsnpp import DDPMpp, NCSNpp
+from sde_diffusion.networks.score_sde.ncsnpp import DDPMpp, NCSNpp
 from sde_diffusion.networks.unet import UNet
 
 NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "ddpmpp": DDPMpp, "ncsnpp": NCSNpp, "dit": DiT, "mlp": MLP}

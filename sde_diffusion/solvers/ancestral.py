@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde_diffusion.chain import Variance
 from sde_diffusion.sde import SDE
+from sde_diffusion.sde.chain import Variance
 from sde_diffusion.solvers.base import GridSolver, ReverseProcess, columns
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sde_diffusion.errors import InputError, require
-from sde_diffusion.files import as_path, write_atomically
+from sde_diffusion.runtime.atomic_write import as_path, write_atomically
 from sde_diffusion.training.stop import stop_on_signals
 
 FORMAT = "sde_diffusion/1"

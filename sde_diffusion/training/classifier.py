@@ -6,10 +6,10 @@ import torch
 
 from sde_diffusion.classifier import NoisyClassifier
 from sde_diffusion.data import Dataset
-from sde_diffusion.distributed import ALONE, Ranks
 from sde_diffusion.losses import SimpleWeighting, TimeSampler
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.rng import SampleStream
+from sde_diffusion.runtime.ranks import ALONE, Ranks
 from sde_diffusion.training.options import LossConfig, TrainingConfig
 from sde_diffusion.training.run_folder import RunFolder
 from sde_diffusion.training.step import ClassifierLoss

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.perf import like
+from sde_diffusion.runtime.performance import like
 from sde_diffusion.training.options import TrainingConfig
 from sde_diffusion.training.shares import fill, local
 

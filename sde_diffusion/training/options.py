@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from sde_diffusion.distributed import Ranks
 from sde_diffusion.errors import require, require_positive
 from sde_diffusion.fields import option
 from sde_diffusion.losses import Denoising, ImportanceTime, LikelihoodWeighting, Objective, TimeSampler, Weighting
-from sde_diffusion.perf import Precision
+from sde_diffusion.runtime.performance import Precision
+from sde_diffusion.runtime.ranks import Ranks
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers import PerSampleODE, Solver
 from sde_diffusion.training.dequantise import TrainingNoise, UniformNoise

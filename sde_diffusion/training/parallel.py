@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sde_diffusion.distributed import Ranks
 from sde_diffusion.errors import InputError
 from sde_diffusion.model import ScoreModel
+from sde_diffusion.runtime.ranks import Ranks
 from sde_diffusion.training.step import StepLoss
 
 

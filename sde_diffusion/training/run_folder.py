@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from sde_diffusion.errors import InputError
-from sde_diffusion.files import as_path, write_atomically
+from sde_diffusion.runtime.atomic_write import as_path, write_atomically
 from sde_diffusion.training.checkpoint import SUFFIX, Checkpoint, save_checkpoint
 
 LOCK = "lock"

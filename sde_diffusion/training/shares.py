@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.distributed import Ranks
+from sde_diffusion.runtime.ranks import Ranks
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sde_diffusion.classifier import NoisyClassifier, cross_entropy
 from sde_diffusion.likelihood import BinFlow
-from sde_diffusion.likelihood.flow_dequantisation import PART
+from sde_diffusion.likelihood.audit.learned_noise import PART
 from sde_diffusion.losses import DSMLoss, TimeSampler, learned_loss
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.rng import Draws

@@ -18,12 +18,12 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from sde_diffusion.data import Batch, Dataset, training_batches
-from sde_diffusion.distributed import ALONE, Ranks, told_of_loss
 from sde_diffusion.errors import InputError, RunError, ToldError, require
 from sde_diffusion.losses import DSMLoss
 from sde_diffusion.model import ScoreModel
-from sde_diffusion.perf import resolve_precision
 from sde_diffusion.rng import Draws, SampleStream, derive_seed
+from sde_diffusion.runtime.performance import resolve_precision
+from sde_diffusion.runtime.ranks import ALONE, Ranks, told_of_loss
 from sde_diffusion.solvers import SeededNoise
 from sde_diffusion.training.board import Board
 from sde_diffusion.training.checkpoint import Checkpoint

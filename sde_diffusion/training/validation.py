@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.data import Batch, Dataset, sweep
-from sde_diffusion.distributed import Ranks
 from sde_diffusion.losses import DSMLoss
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.rng import SampleStream
+from sde_diffusion.runtime.ranks import Ranks
 from sde_diffusion.training.options import TrainingConfig
 from sde_diffusion.training.shares import released
 from sde_diffusion.training.step import StepLoss

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from sde_diffusion.distributed import ALONE, Ranks
 from sde_diffusion.errors import RunError
 from sde_diffusion.losses import DSMLoss
+from sde_diffusion.runtime.ranks import ALONE, Ranks
 
 BINS = 10  # equal bins of t in which the error is reported
 SUMS = 5 + 3 * BINS

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from sde_diffusion.chain import DiscreteChain, Variance
 from sde_diffusion.data import DataSpec
 from sde_diffusion.likelihood import ExactTrace, LedgerOptions, Levels, Points, UniformDequantisation
-from sde_diffusion.likelihood.bounds import chain_bound, importance_weighted
-from sde_diffusion.likelihood.components import Cells, Split, nested_split
-from sde_diffusion.likelihood.ledger import ledger_entries
+from sde_diffusion.likelihood.audit.bounds import chain_bound, importance_weighted
+from sde_diffusion.likelihood.audit.ledger import ledger_entries
+from sde_diffusion.likelihood.audit.tolerance import LADDER, Outcome
+from sde_diffusion.likelihood.audit.truncation import prior_gap, truncation_error
+from sde_diffusion.likelihood.audit.variance import Cells, Split, nested_split
 from sde_diffusion.likelihood.scoring import code_length
 from sde_diffusion.likelihood.summary import Interval, t_quantile
-from sde_diffusion.likelihood.tolerance import LADDER, Outcome
-from sde_diffusion.likelihood.truncation import prior_gap, truncation_error
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.sde import SDE
+from sde_diffusion.sde.chain import DiscreteChain, Variance
 from sde_diffusion.solvers import PerSampleODE
 from sde_diffusion.verify.check import Check, Measured, Setting, mean_off, worst
 from sde_diffusion.verify.problems import MEAN, STD, KnownVariance, gaussian, processes

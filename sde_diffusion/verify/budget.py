@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sde_diffusion.interpolation import slerp
 from sde_diffusion.sampling import sample
 from sde_diffusion.sde import SDE
+from sde_diffusion.slerp import slerp
 from sde_diffusion.solvers import DDIM, DEIS, DPMpp2M, DPMpp3M, GridSolver, for_budget
 from sde_diffusion.verify.check import Check, Measured, Setting, worst
 from sde_diffusion.verify.problems import mixture, moments, processes, seeded

@@ -9,7 +9,6 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sde_diffusion.chain import DiscreteChain
 from sde_diffusion.data import DataSpec
 from sde_diffusion.likelihood import (
     DEQUANTISATIONS,
@@ -24,10 +23,11 @@ from sde_diffusion.likelihood import (
     mean_interval,
     probe_half_width,
 )
-from sde_diffusion.likelihood.bounds import chain_bound, continuous_bound
-from sde_diffusion.likelihood.flow_dequantisation import PART
-from sde_diffusion.likelihood.targets import Points
+from sde_diffusion.likelihood.audit.bounds import chain_bound, continuous_bound
+from sde_diffusion.likelihood.audit.learned_noise import PART
+from sde_diffusion.likelihood.audit.targets import Points
 from sde_diffusion.sde import SDE
+from sde_diffusion.sde.chain import DiscreteChain
 from sde_diffusion.solvers import AdaptiveODE, PerSampleODE
 from sde_diffusion.verify import bounds
 from sde_diffusion.verify.check import STANDARD_ERRORS, Check, Measured, Setting, mean_off, worst

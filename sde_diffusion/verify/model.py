@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.build import Trained
+from sde_diffusion.config.build import Trained
 from sde_diffusion.grids import LogSNRGrid
 from sde_diffusion.likelihood import (
     ExactTrace,

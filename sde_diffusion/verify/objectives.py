@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_diffusion.chain import DiscreteChain
 from sde_diffusion.likelihood import Points, chain_bound
 from sde_diffusion.losses import VLB, Denoising, DiscreteTime, Hybrid, Objective, SimpleWeighting
 from sde_diffusion.sde import DDPM, CosineBetas
+from sde_diffusion.sde.chain import DiscreteChain
 from sde_diffusion.verify.check import Check, Measured, Setting, mean_off
 from sde_diffusion.verify.problems import MEAN, STD, KnownVariance
 

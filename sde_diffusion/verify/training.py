@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from sde_diffusion.build import build_trainer, read_config
-from sde_diffusion.config import Raw
+from sde_diffusion.config.build import build_trainer, read_config
+from sde_diffusion.config.parse import Raw
 from sde_diffusion.data import DataSpec, TensorDataset, sweep, training_batches
 from sde_diffusion.networks import NETWORKS
 from sde_diffusion.training import EMA, Checkpoint, RunFolder, Trainer, TrainingConfig, load_checkpoint, save_checkpoint

@@ -13,7 +13,7 @@ from sde_diffusion.commands.asked import Asked, flags, request
 from sde_diffusion.commands.likelihood import KEYS as SCORING
 from sde_diffusion.commands.solving import KEYS as SOLVING
 from sde_diffusion.commands.train import KEYS as TRAINING
-from sde_diffusion.config import put
+from sde_diffusion.config.parse import put
 from tests.commands.running import TINY, invoke, succeed
 
 NAMES = {"confidence": "--conf"}  # flags that are not called as their parameter is

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sde_diffusion.data import base
+from sde_diffusion.data import dataset as base
 from sde_diffusion.training import RunFolder, Trainer
 from tests.commands.running import TINY, invoke, train
 from tests.data.files import write_image

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from sde_diffusion.data import DATASETS, sweep
-from sde_diffusion.interpolation import slerp
+from sde_diffusion.slerp import slerp
 from tests.commands.running import TINY, invoke, succeed, train
 from tests.commands.test_sample import counting, killed_after
 from tests.training.test_trainer import Killed

@@ -12,13 +12,13 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from sde_diffusion.build import Config, build_model, count_parameters, read_config
 from sde_diffusion.commands import estimate
 from sde_diffusion.commands.estimate import count_flops, needed, trial, without_numbers
+from sde_diffusion.config.build import Config, build_model, count_parameters, read_config
 from sde_diffusion.data import DataSpec
-from sde_diffusion.memory import Growth, peak_memory
 from sde_diffusion.networks import NETWORKS
-from sde_diffusion.perf import PerfConfig
+from sde_diffusion.runtime.memory import Growth, peak_memory
+from sde_diffusion.runtime.performance import PerfConfig
 from tests.commands.running import TINY, Outcome, invoke, succeed
 from tests.conformance.test_networks import SMALL
 

@@ -12,7 +12,7 @@ import torch
 
 from sde_diffusion.commands.ledger import slug, table
 from sde_diffusion.likelihood import LedgerRow, mean_interval
-from sde_diffusion.likelihood.ledger import Entry
+from sde_diffusion.likelihood.audit.ledger import Entry
 from tests.commands.running import TINY, invoke, succeed, train
 from tests.training.test_trainer import Killed
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion import files
 from sde_diffusion.commands.growing import FAILED
+from sde_diffusion.runtime import atomic_write as files
 from tests.commands.running import Outcome, invoke
 from tests.ranks import free_port, on_ranks
 

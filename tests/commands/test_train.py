@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sde_diffusion import files
-from sde_diffusion.build import plain_config, read_config
+from sde_diffusion.config.build import plain_config, read_config
+from sde_diffusion.runtime import atomic_write as files
 from sde_diffusion.training import Checkpoint, RunFolder, Trainer, load_checkpoint, save_checkpoint
 from tests.commands.running import TINY, invoke, succeed, train
 from tests.training.test_checkpoint import fail
@@ -24,8 +24,8 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def on_a_cpu_with(patch: pytest.MonkeyPatch, instructions: str, slowdown: float) -> None:
-    patch.setattr("sde_diffusion.perf.bfloat16_instructions", lambda: instructions)
-    patch.setattr("sde_diffusion.perf.bfloat16_slowdown", lambda: slowdown)
+    patch.setattr("sde_diffusion.runtime.performance.bfloat16_instructions", lambda: instructions)
+    patch.setattr("sde_diffusion.runtime.performance.bfloat16_slowdown", lambda: slowdown)
 
 
 def test_a_run_keeps_its_precision_on_another_cpu_and_says_what_that_costs(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sde_diffusion.data import DATASETS, Dataset, DataSource, DataSpec, Split, sweep, training_batches
-from sde_diffusion.data.toys import Toy
+from sde_diffusion.data.sources.toys import Toy
 from tests.data.files import noise, write_cifar10, write_idx, write_images
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sde_diffusion.build import build_parts, read_config
+from sde_diffusion.config.build import build_parts, read_config
 from sde_diffusion.data import training_batches
 from sde_diffusion.likelihood import DEQUANTISATIONS
 from sde_diffusion.sde import VPSDE

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion.data import Dataset, Split, base, scan, training_batches
-from sde_diffusion.data.arrays import Arrays, ShardedDataset
-from sde_diffusion.data.base import TensorDataset
+from sde_diffusion.data import Dataset, Split, training_batches
+from sde_diffusion.data import dataset as base
+from sde_diffusion.data.dataset import TensorDataset
+from sde_diffusion.data.disk import scan
+from sde_diffusion.data.sources.arrays import Arrays, ShardedDataset
 from sde_diffusion.errors import InputError
 from tests.data.files import noise
 

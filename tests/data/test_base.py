@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sde_diffusion.data import DataSource, DataSpec, TensorDataset
-from sde_diffusion.data.base import MEMORY_LIMIT, fits_in_memory
+from sde_diffusion.data.dataset import MEMORY_LIMIT, fits_in_memory
 from sde_diffusion.errors import InputError
 
 SPEC = DataSpec("count", (2,), levels=100, classes=("even", "odd"))

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sde_diffusion.data import cifar10
-from sde_diffusion.data.cifar10 import CIFAR10
+from sde_diffusion.data.sources import cifar10
+from sde_diffusion.data.sources.cifar10 import CIFAR10
 from sde_diffusion.errors import InputError
 from tests.data.files import noise, write_cifar10
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sde_diffusion.data import base, training_batches
-from sde_diffusion.data.base import TensorDataset
-from sde_diffusion.data.images import ImageFiles, Images
+from sde_diffusion.data import dataset as base
+from sde_diffusion.data import training_batches
+from sde_diffusion.data.dataset import TensorDataset
+from sde_diffusion.data.sources.images import ImageFiles, Images
 from sde_diffusion.errors import InputError
 from tests.data.files import noise, write_image, write_images
 

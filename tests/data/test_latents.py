@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sde_diffusion.data import DataSpec, base, sweep, training_batches
-from sde_diffusion.data.latents import Latents
+from sde_diffusion.data import DataSpec, sweep, training_batches
+from sde_diffusion.data import dataset as base
 from sde_diffusion.data.order import TrainingOrder
+from sde_diffusion.data.sources.latents import Latents
 from sde_diffusion.errors import InputError
 from sde_diffusion.pictures import save_classes, save_rows, save_samples, save_strip
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sde_diffusion.data import listing
-from sde_diffusion.data.images import Images
-from sde_diffusion.data.listing import list_files
+from sde_diffusion.data.disk import listing
+from sde_diffusion.data.disk.listing import list_files
+from sde_diffusion.data.sources.images import Images
 from sde_diffusion.errors import InputError
 from tests.data.files import write_image
 
@@ -91,7 +91,7 @@ def test_a_name_costs_its_text_and_twenty_bytes(tmp_path: Path, monkeypatch: pyt
 
 
 def test_labels_of_a_streamed_folder_take_four_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sde_diffusion.data.base.MEMORY_LIMIT", 0)
+    monkeypatch.setattr("sde_diffusion.data.dataset.MEMORY_LIMIT", 0)
     for i in range(6):
         write_image(tmp_path / "ab"[i % 2] / f"{i}.png", 8, 8)
     dataset = Images(root=str(tmp_path), size=(8,), test_fraction=0.0).read("train")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion.data import mnist
-from sde_diffusion.data.mnist import MNIST, FashionMNIST
+from sde_diffusion.data.sources import mnist
+from sde_diffusion.data.sources.mnist import MNIST, FashionMNIST
 from sde_diffusion.errors import InputError
 from tests.data.files import idx_bytes, noise, write_idx
 

@@ -13,11 +13,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sde_diffusion.data import base, scan, training_batches
-from sde_diffusion.data import shards as module
-from sde_diffusion.data.arrays import Arrays, ShardedDataset, open_rows
-from sde_diffusion.data.scan import scan_floats
-from sde_diffusion.data.shards import Shards, locate, shard_files
+from sde_diffusion.data import dataset as base
+from sde_diffusion.data import training_batches
+from sde_diffusion.data.disk import scan
+from sde_diffusion.data.disk import shards as module
+from sde_diffusion.data.disk.scan import scan_floats
+from sde_diffusion.data.disk.shards import Shards, locate, shard_files
+from sde_diffusion.data.sources.arrays import Arrays, ShardedDataset, open_rows
 from sde_diffusion.errors import InputError
 
 ROWS = np.random.default_rng(0).normal(size=(23, 2, 3)).astype(np.float32)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sde_diffusion.data.toys import Checkerboard, EightGaussians, Rings, SwissRoll, Toy, TwoMoons
+from sde_diffusion.data.sources.toys import Checkerboard, EightGaussians, Rings, SwissRoll, Toy, TwoMoons
 from sde_diffusion.errors import InputError
 from tests.conftest import assert_mean
 

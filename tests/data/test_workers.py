@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.data import Dataset, DataSpec, training_batches
-from sde_diffusion.data.workers import choose_workers
+from sde_diffusion.data.disk.workers import choose_workers
 from sde_diffusion.errors import RunError
 from sde_diffusion.training import TrainingConfig
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.build import Trained, load_trained, read_config
+from sde_diffusion.config.build import Trained, load_trained, read_config
 from sde_diffusion.sampling import sample
 from sde_diffusion.solvers import NoiseSource
 from sde_diffusion.training import RunFolder, load_checkpoint

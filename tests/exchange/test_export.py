@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from sde_diffusion.build import build_model, plain_config, read_config
-from sde_diffusion.data.digits import Digits
+from sde_diffusion.config.build import build_model, plain_config, read_config
+from sde_diffusion.data.sources.digits import Digits
 from sde_diffusion.training import Checkpoint, RunFolder, load_checkpoint
 from tests.commands.running import invoke, succeed
 from tests.exchange.models import DDPMPipeline, DDPMScheduler, UNet2DModel, random_model, save_pipeline

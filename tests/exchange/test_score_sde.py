@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.build import build_model, read_config
-from sde_diffusion.config import Raw, merge
+from sde_diffusion.config.build import build_model, read_config
+from sde_diffusion.config.parse import Raw, merge
 from sde_diffusion.data import DataSpec
 from sde_diffusion.exchange import FORMATS, Imported, to_ours
-from sde_diffusion.exchange.score_sde_layout import closed_up, infer
-from sde_diffusion.exchange.score_sde_slots import slots
+from sde_diffusion.exchange.score_sde.layout import closed_up, infer
+from sde_diffusion.exchange.score_sde.slots import slots
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.networks import NCSNpp
 from sde_diffusion.training import RunFolder, load_checkpoint

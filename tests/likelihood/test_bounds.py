@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.chain import DiscreteChain
+from sde_diffusion.bin_mass import log_normal_mass
 from sde_diffusion.data import DataSpec
-from sde_diffusion.decoder import log_normal_mass
 from sde_diffusion.errors import InputError
 from sde_diffusion.grids import LogSNRGrid
 from sde_diffusion.likelihood import Bound, Levels, Points, Target, chain_bound, continuous_bound, importance_weighted
-from sde_diffusion.likelihood.truncation import prior_kl
+from sde_diffusion.likelihood.audit.truncation import prior_kl
 from sde_diffusion.losses import ImportanceTime, UniformTime
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
 from sde_diffusion.sde import BETA_SEQUENCES, DDPM, SDE, VPSDE, CosineBetas, LinearBetas
+from sde_diffusion.sde.chain import DiscreteChain
 from sde_diffusion.verify.problems import MEAN, STD, KnownVariance
 from tests.chains import as_process
 from tests.conftest import assert_mean, f64

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import InputError
 from sde_diffusion.likelihood import Cells, Split, mean_interval, nested_split, t_quantile
-from sde_diffusion.likelihood.components import best_probes, coupling_ratio, images_needed
+from sde_diffusion.likelihood.audit.variance import best_probes, coupling_ratio, images_needed
 from sde_diffusion.rng import generator
 from tests.conftest import assert_mean, f64
 

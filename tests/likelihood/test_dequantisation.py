@@ -11,8 +11,8 @@ from torch import Tensor
 from sde_diffusion.data import DataSpec, TensorDataset, sweep
 from sde_diffusion.errors import InputError
 from sde_diffusion.likelihood import DEQUANTISATIONS, Dequantisation, TruncatedNormal, UniformDequantisation
+from sde_diffusion.likelihood.audit.learned_noise import PART
 from sde_diffusion.likelihood.dequantisation import uniform_draws
-from sde_diffusion.likelihood.flow_dequantisation import PART
 from sde_diffusion.sde import SDE, VPSDE
 from tests.conftest import assert_mean, f64
 from tests.likelihood.flows import rough_flow

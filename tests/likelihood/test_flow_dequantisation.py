@@ -8,7 +8,7 @@ import torch
 from sde_diffusion.data import DataSpec
 from sde_diffusion.errors import InputError
 from sde_diffusion.likelihood import BinFlow, FlowDequantisation, UniformDequantisation, importance_weighted
-from sde_diffusion.likelihood.flow_dequantisation import PART
+from sde_diffusion.likelihood.audit.learned_noise import PART
 from sde_diffusion.sde import VPSDE
 from tests.conftest import assert_mean
 from tests.likelihood.flows import rough_flow

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.chain import DiscreteChain
 from sde_diffusion.data import DataSpec
 from sde_diffusion.errors import InputError
 from sde_diffusion.likelihood import (
@@ -25,13 +24,14 @@ from sde_diffusion.likelihood import (
     ledger,
     mean_interval,
 )
-from sde_diffusion.likelihood.ledger import Entry, ledger_entries
+from sde_diffusion.likelihood.audit.ledger import Entry, ledger_entries
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.networks import MLP
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
 from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import DDPM, SDE, VPSDE, CosineBetas
+from sde_diffusion.sde.chain import DiscreteChain
 from sde_diffusion.solvers import PerSampleODE
 from sde_diffusion.verify.problems import MEAN, STD, KnownVariance
 from tests.conftest import PROCESSES, f64

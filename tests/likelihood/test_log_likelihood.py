@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion import graphs
 from sde_diffusion.errors import InputError, SolveError
 from sde_diffusion.likelihood import DIVERGENCES, Divergence, ExactTrace, Hutchinson, Likelihood, log_likelihood
 from sde_diffusion.likelihood.divergence import Distribution, Probes, TraceFn
-from sde_diffusion.likelihood.flow import full_precision
+from sde_diffusion.likelihood.log_likelihood import full_precision
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
+from sde_diffusion.runtime import cuda_graphs as graphs
 from sde_diffusion.sde import SDE, VPSDE
 from sde_diffusion.solvers import AdaptiveODE, PerSampleODE, ReverseProcess, ScipyODE, TorchdiffeqODE
 from sde_diffusion.solvers.runge_kutta import Norm, Rhs, sample_rms

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import InputError
 from sde_diffusion.likelihood import Hutchinson
-from sde_diffusion.likelihood.tolerance import LADDER, Goal, Outcome, Request, Scoring, Tolerance
+from sde_diffusion.likelihood.audit.tolerance import LADDER, Goal, Outcome, Request, Scoring, Tolerance
 from sde_diffusion.rng import generator
 
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.chain import DiscreteChain
+from sde_diffusion.bin_mass import log_bin_mass
 from sde_diffusion.data import DataSpec
-from sde_diffusion.decoder import log_bin_mass
 from sde_diffusion.errors import InputError
 from sde_diffusion.likelihood import Levels, Points, Target, chain_bound
 from sde_diffusion.losses import (
@@ -33,6 +32,7 @@ from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
 from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import DDPM, VPSDE, CosineBetas
+from sde_diffusion.sde.chain import DiscreteChain
 from sde_diffusion.verify.problems import MEAN, STD, KnownVariance
 from tests.conftest import assert_mean, f64
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.build import count_parameters
+from sde_diffusion.config.build import count_parameters
 from sde_diffusion.errors import InputError
 from sde_diffusion.networks import DDPMpp, NCSNpp
-from sde_diffusion.networks.resample import FilterDown
+from sde_diffusion.networks.score_sde.resample import FilterDown
 from tests.exchange.score_sde_reference import PRESETS, ScoreSDENet
 
 TINY: dict[str, Any] = {"channels": 8, "multipliers": (1, 2, 2), "blocks": 1, "attention": (), "dropout": 0.0}

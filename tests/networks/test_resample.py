@@ -8,7 +8,7 @@ from scipy.signal import upfirdn
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sde_diffusion.networks.resample import (
+from sde_diffusion.networks.score_sde.resample import (
     ConvUp,
     FilterConvDown,
     FilterConvUp,

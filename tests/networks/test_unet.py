@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from sde_diffusion.config import read_yaml
+from sde_diffusion.config.parse import read_yaml
 from sde_diffusion.errors import InputError
 from sde_diffusion.networks import UNet
 from sde_diffusion.networks.attention import Attention, LinearAttention

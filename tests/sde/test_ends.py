@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from sde_diffusion.config.schema import Config, plain_config, read_config
 from sde_diffusion.errors import InputError
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.sampling import sample
 from sde_diffusion.sde import SDE, SDES, VPSDE
-from sde_diffusion.sections import Config, plain_config, read_config
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.chain import DiscreteChain
 from sde_diffusion.grids import LevelsGrid
 from sde_diffusion.sde import BETA_SEQUENCES, DDPM
+from sde_diffusion.sde.chain import DiscreteChain
 from sde_diffusion.solvers import Ancestral, ReverseProcess
 from sde_diffusion.solvers.base import Walk
 from sde_diffusion.solvers.ddim import DDIM

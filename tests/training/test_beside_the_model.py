@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion.config import Raw, merge
+from sde_diffusion.config.parse import Raw, merge
 from sde_diffusion.data import training_batches
 from sde_diffusion.errors import InputError
 from sde_diffusion.losses import TIME_SAMPLERS, WEIGHTINGS, DSMLoss, UniformTime

@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sde_diffusion import files
 from sde_diffusion.errors import InputError
+from sde_diffusion.runtime import atomic_write as files
 from sde_diffusion.training import Checkpoint, RunFolder, load_checkpoint, save_checkpoint
 from tests.training.tiny import same_bits
 

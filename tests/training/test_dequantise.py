@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.build import build_parts, plain_config, read_config
+from sde_diffusion.config.build import build_parts, plain_config, read_config
 from sde_diffusion.data import DataSpec, training_batches
 from sde_diffusion.errors import InputError
 from sde_diffusion.likelihood import DEQUANTISATIONS, BinFlow, Points, continuous_bound

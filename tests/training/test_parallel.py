@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from sde_diffusion.build import build_trainer, read_config
-from sde_diffusion.config import Raw, merge
-from sde_diffusion.distributed import joined
+from sde_diffusion.config.build import build_trainer, read_config
+from sde_diffusion.config.parse import Raw, merge
+from sde_diffusion.runtime.ranks import joined
 from sde_diffusion.training import RunFolder
 from tests.ranks import on_ranks
 from tests.training.tiny import DIGITS, POINTS, last_checkpoint, one_thread, same_bits, timeless_metrics, trainer_for

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sde_diffusion.config import Raw, merge
-from sde_diffusion.data import Batch, base, training_batches
+from sde_diffusion.config.parse import Raw, merge
+from sde_diffusion.data import Batch, training_batches
+from sde_diffusion.data import dataset as base
 from sde_diffusion.errors import RunError
 from sde_diffusion.guidance import ClassifierFree
 from sde_diffusion.losses import DSMLoss

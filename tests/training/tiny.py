@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from sde_diffusion.build import Config, build_trainer, read_config
-from sde_diffusion.config import Raw, merge
+from sde_diffusion.config.build import Config, build_trainer, read_config
+from sde_diffusion.config.parse import Raw, merge
 from sde_diffusion.training import Checkpoint, RunFolder, Trainer, load_checkpoint
 
 POINTS: Raw = {

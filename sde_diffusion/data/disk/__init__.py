@@ -1,0 +1,1 @@
+"""Data larger than memory: files that are read by position, by several processes."""

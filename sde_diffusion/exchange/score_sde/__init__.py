@@ -1,0 +1,1 @@
+"""Weights of score_sde_pytorch."""

@@ -1,0 +1,1 @@
+"""What `likelihood --tol` and `likelihood --ledger` need: bounds, variance components, the stopping rule."""

@@ -1,0 +1,1 @@
+"""The published networks of score_sde_pytorch: DDPM++ and NCSN++."""
