@@ -1176,9 +1176,9 @@ FAULTS = [
     ),
     Fault(
         "sum-over-pieces",
-        "training/parallel.py",
-        "return self._loss.no_sync() if more else nullcontext()",
-        "return nullcontext() if more else self._loss.no_sync()",
+        "training/trainer.py",
+        "with self._engine.no_sync() if more else nullcontext():",
+        "with nullcontext() if more else self._engine.no_sync():",
         "the ranks' gradients are not averaged where they should be",
         *RANKS,
     ),

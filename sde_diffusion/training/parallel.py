@@ -7,83 +7,53 @@ Reference: Li et al. 2020, arXiv:2006.15704 (DDP); Zhao et al. 2023, arXiv:2304.
 """
 
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sde_diffusion.errors import InputError
+from sde_diffusion.losses import DSMLoss
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.runtime.ranks import Ranks
 from sde_diffusion.training.step import StepLoss
 
 
-class Engine(ABC):
+class Engine(NamedTuple):
     """What calls the loss, and makes the gradients of the ranks one."""
 
-    @abstractmethod
-    def __call__(self, *arguments: Any) -> Any:
-        """The loss of rows, as `StepLoss.forward`."""
-
-    @abstractmethod
-    def accumulating(self, more: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of one piece; the ranks meet only where no `more` pieces follow."""
-
-
-class Alone(Engine):
-    """One process."""
-
-    def __init__(self, loss: StepLoss) -> None:
-        self._loss = loss
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._loss(*arguments)
-
-    def accumulating(self, more: bool) -> AbstractContextManager[None]:
-        return nullcontext()
-
-
-class Replicated(Engine):
-    """The model on every rank; gradients are averaged while the backward pass goes on."""
-
-    def __init__(self, loss: StepLoss) -> None:
-        # in bfloat16 the CPU gives the gradient of a 1×1 filter other strides of the same layout
-        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        with warnings.catch_warnings():  # torch ≥ 2.15 has another name for an option that 2.6 has not
-            warnings.simplefilter("ignore", FutureWarning)
-            self._loss = DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._loss(*arguments)
-
-    def accumulating(self, more: bool) -> AbstractContextManager[None]:
-        return self._loss.no_sync() if more else nullcontext()
-
-
-class Sharded(Engine):
-    """A share of the model on every rank; `loss` has been through `shard`."""
-
-    def __init__(self, loss: StepLoss) -> None:
-        self._loss: Any = loss
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._loss(*arguments)
-
-    @contextmanager
-    def accumulating(self, more: bool) -> Iterator[None]:
-        self._loss.set_requires_gradient_sync(not more)
-        yield
+    call: Callable[..., DSMLoss]
+    """As `StepLoss.forward`."""
+    no_sync: Callable[[], AbstractContextManager[None]]
+    """Around forward and backward of a piece that others follow: the ranks do not meet there."""
 
 
 def make_engine(loss: StepLoss, ranks: Ranks, *, sharded: bool) -> Engine:
-    """What calls `loss` for the ranks; called by all, for they compare their models."""
+    """What calls `loss`, which has been through `shard` if `sharded`. All ranks call this to compare their models."""
     if sharded:
-        return Sharded(loss)
-    return Alone(loss) if ranks.alone else Replicated(loss)
+        return Engine(loss, partial(_without_sync, loss))
+    if ranks.alone:
+        return Engine(loss, nullcontext)
+    # in bfloat16 the CPU gives the gradient of a 1×1 filter other strides of the same layout
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    with warnings.catch_warnings():  # torch ≥ 2.15 has another name for an option that 2.6 has not
+        warnings.simplefilter("ignore", FutureWarning)
+        replica = DistributedDataParallel(loss, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return Engine(replica, replica.no_sync)
+
+
+@contextmanager
+def _without_sync(loss: Any) -> Iterator[None]:
+    """`no_sync` of a loss that has been through `shard`."""
+    loss.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        loss.set_requires_gradient_sync(True)
 
 
 def shard(module: nn.Module, ranks: Ranks, device: torch.device) -> None:

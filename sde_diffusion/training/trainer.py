@@ -256,9 +256,10 @@ class Trainer:
                 draws = self._draws(_LOSS, k, first=first, count=len(x), rows=count)
                 torch.manual_seed(derive_seed(self.seed, _DROPOUT, k, draws.start))  # dropout knows no generators
                 labels = None if label is None else label[first : first + len(x)]
-                with self._engine.accumulating(more=first + len(x) < count):
-                    part = self._engine(x, labels, draws, time_sampler)
-                    (part.trained.sum() / count).backward()  # the ranks' gradients are averaged
+                more = first + len(x) < count
+                with self._engine.no_sync() if more else nullcontext():
+                    part = self._engine.call(x, labels, draws, time_sampler)
+                    torch.autograd.backward(part.trained.sum() / count)  # the ranks' gradients are averaged
                 terms.append(part)
         trained = self.step_loss.trained().values()
         norm = torch.nn.utils.clip_grad_norm_(trained, config.clip or math.inf)
