@@ -4,7 +4,7 @@
     python benchmarks/mutants.py --only vp-exp --only c-in
     python benchmarks/mutants.py --list
 
-Each fault of `faults.py` is made in a copy of the repository. There `verify --fail-fast` runs, nearest area first, and
+Each fault of `faults.txt` is made in a copy of the repository. There `verify --fail-fast` runs, nearest area first, and
 the fast tests nearest to the fault; all others only if neither notices, or with `--full`. Tests that themselves run
 `verify` are left out, so the two answers are independent. The copy is first run as it is, and must pass. Results are
 kept in `results/mutants.json` by a hash of the file and the fault, and written after every fault; what has survived is

@@ -11,7 +11,7 @@ from sde_diffusion.verify import CHECKS
 ROOT = Path(sde_diffusion.__file__).parent
 sys.path.insert(0, str(ROOT.parent / "benchmarks"))
 
-from faults import FAULTS, Fault  # noqa: E402
+from faults import FAULTS, Fault, read_faults  # noqa: E402
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -30,3 +30,9 @@ def test_what_is_run_first_exists(fault: Fault) -> None:
 
 def test_there_are_enough_of_them_and_each_has_its_name() -> None:
     assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 40
+
+
+@pytest.mark.parametrize("text", ["name ¦ file ¦ old ¦ new ¦ breaks", "[sde; sde]\nname ¦ file ¦ old ¦ breaks"])
+def test_a_line_that_is_not_a_fault_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match=r"faults\.txt:\d must be"):
+        read_faults(text)
