@@ -127,6 +127,29 @@ def test_an_ode_error_beyond_the_tolerance_stops_the_run_honestly() -> None:
     assert outcome.half_width > 0.2
 
 
+def test_met_counts_the_ode_error_with_the_half_width() -> None:
+    tol = 0.04
+    two = (Tolerance(1e-2, 1e-2), Tolerance(1e-3, 1e-3))  # the first is taken, and its error of half the tolerance
+    model = Model(0, 2000, (0.25, 0.05, 0.05), bias=lambda rtol: 0.02 if rtol == 1e-2 else 0.0)
+    outcome = Scoring(model, 2000, Goal(tol=tol), ladder=two).run()
+    assert outcome.status == "met"
+    assert outcome.ode_share == pytest.approx(0.02)
+    assert outcome.split.half_width + 0.02 <= tol
+
+
+def test_an_ode_error_that_only_its_mean_hides_is_not_good_enough() -> None:
+    class Scattered(Model):
+        """The loosest solve errs by ±1, which cancels in the mean of the pilot and in no other."""
+
+        def __call__(self, request: Request) -> Tensor:
+            sign = 1 - 2 * (torch.arange(request.first, request.first + request.count) % 2)
+            return super().__call__(request) + (request.ode.rtol == LADDER[0].rtol) * sign[:, None]
+
+    outcome = scored(Scattered(0, 1000, (0.25, 0.01, 0.01)), 0.05)
+    assert outcome.tolerance.rtol < LADDER[0].rtol
+    assert outcome.status == "met"
+
+
 def test_a_budget_is_kept_and_the_half_width_reached_is_told() -> None:
     model = Model(0, 1000, (0.25, 0.01, 0.01))
     outcome = scored(model, 0.01, max_solves=300)
