@@ -17,7 +17,7 @@ from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.rng import generator
 from sde_diffusion.score import reverse_drift
 from sde_diffusion.sde import SDE, VESDE, VPSDE
-from sde_diffusion.solvers.runge_kutta import Integrator, Path, Rhs, Status, sample_rms
+from sde_diffusion.solvers.runge_kutta import Integrator, Path, Rhs, Status, _Live, sample_rms
 from sde_diffusion.solvers.tableaux import TABLEAUX, Tableau
 from tests.conftest import f64
 
@@ -380,3 +380,35 @@ def test_the_norm_is_the_callers() -> None:
     by_norm = replace(solver, norm=strict).solve(flow(oracle), start(oracle.sde), 1.0, 1e-5)
     by_tolerance = integrator(tolerance=1e-7).solve(flow(oracle), start(oracle.sde), 1.0, 1e-5)
     torch.testing.assert_close(by_norm.y, by_tolerance.y, rtol=1e-10, atol=1e-10)
+
+
+ORDERS = {"dopri5": (5, 0.04), "tsit5": (5, 0.04), "dop853": (8, 0.0)}  # p and β of the published controls
+
+
+@PAIRS
+def test_the_control_of_the_step(name: str) -> None:
+    """h'/h = 0.9 err^(−α) err_last^β of two samples: a rejected error is not remembered, and nothing grows after it."""
+    p, beta = ORDERS[name]
+    live, integrator = _Live.begin(torch.zeros(2, 1), 0.0), Integrator(TABLEAUX[name], rtol=1e-3, atol=1e-3)
+    last = 1e-4
+    factors = []
+    for error, remembered in (((0.3, 0.3), last), ((4.0, 4.0), 1.0), ((0.9, 0.02), 0.3)):
+        factor = integrator._control(live, f64(error))
+        expected = 0.9 * f64(error) ** (0.75 * beta - 1 / p) * remembered**beta
+        factors.append((factor, expected))
+    torch.testing.assert_close(*factors[0])
+    torch.testing.assert_close(*factors[1])
+    torch.testing.assert_close(factors[2][0][0], factors[2][1][0])
+    assert factors[2][1][1] > 1 == factors[2][0][1]
+    torch.testing.assert_close(
+        integrator._control(live, f64([0.5, 0.5])), 0.9 * 0.5 ** (0.75 * beta - 1 / p) * f64([0.9, 0.02]) ** beta
+    )
+
+
+@PAIRS
+def test_the_first_step_is_of_the_order_of_the_pair(name: str) -> None:
+    """(1 % of the tolerance / largest derivative)^(1/p), for y' = −y at y = 1, where both derivatives are 1."""
+    live, integrator = _Live.begin(f64([[1.0]]), 0.0), Integrator(TABLEAUX[name], rtol=1e-6, atol=1e-6)
+    live.slope = -live.y
+    h = integrator._first_step(lambda t, y: -y, live, f64([0.0, 1.0]))
+    torch.testing.assert_close(h, f64([(0.01 * 2e-6) ** (1 / ORDERS[name][0])]))
