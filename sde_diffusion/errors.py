@@ -29,35 +29,30 @@ class UnknownKeyError(InputError):
 
 
 class SolveError(InputError):
-    """A solve that had to stop: which, at what time, for which samples, why, and what to do.
+    """A solve that had to stop: which, for which samples, why, what to do, and at what time where that is known.
 
     Attributes:
-        t: The time.
+        t: The time; None where only the end was looked at.
         samples: Indices of the samples in their batch; none where the solver cannot tell.
-        traced: Whether time and samples are where it went wrong, not only where that was noticed.
     """
 
     def __init__(
-        self, what: str, reason: str, *, t: float, samples: Sequence[int] = (), start: int = 0, traced: bool = True
+        self, what: str, reason: str, *, t: float | None = None, samples: Sequence[int] = (), start: int = 0
     ) -> None:
         more = f" and {len(samples) - 1} more" if len(samples) > 1 else ""
         who = f" for sample {start + samples[0]}{more}" if samples else ""
-        super().__init__(f"{what} stopped at t = {t:.6g}{who}: {reason}")
-        self.t, self.samples, self.traced = t, tuple(samples), traced
+        when = "" if t is None else f" at t = {t:.6g}"
+        super().__init__(f"{what} stopped{when}{who}: {reason}")
+        self.t, self.samples = t, tuple(samples)
         self._what, self._reason = what, reason
 
     def counted_from(self, start: int) -> "SolveError":
         """The same of a batch whose first sample is number `start` of a run."""
-        return SolveError(self._what, self._reason, t=self.t, samples=self.samples, start=start, traced=self.traced)
+        return SolveError(self._what, self._reason, t=self.t, samples=self.samples, start=start)
 
     def of_examples(self, examples: Sequence[int]) -> "SolveError":
         """The same of a batch whose samples are these examples of the data."""
-        samples = [examples[sample] for sample in self.samples]
-        return SolveError(self._what, self._reason, t=self.t, samples=samples, traced=self.traced)
-
-    def because(self, cause: "SolveError") -> "SolveError":
-        """The same with the reason of another, and with its samples where this one tells none."""
-        return SolveError(self._what, cause._reason, t=self.t, samples=self.samples or cause.samples)
+        return SolveError(self._what, self._reason, t=self.t, samples=[examples[sample] for sample in self.samples])
 
 
 class RunError(RuntimeError):

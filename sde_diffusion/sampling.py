@@ -12,7 +12,8 @@ from sde_diffusion.registry import resolve
 from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers import SOLVERS, Plan
-from sde_diffusion.solvers.base import NETWORK, Observer, ReverseProcess, Solver, X0Map, as_time, not_finite, traced
+from sde_diffusion.solvers.base import Observer, ReverseProcess, Solver, X0Map, as_time
+from sde_diffusion.solvers.failures import NETWORK, counted_from, not_finite
 from sde_diffusion.solvers.noise import NoiseSource, SeededNoise
 
 
@@ -77,9 +78,10 @@ def sample(
         raise InputError(f"`project` must be a function of the predicted data, got {shown_type(project)}")
     x = _start(score_fn, sde, shape, x_init, noise)
     process = ReverseProcess(sde, score_fn, noise=noise, project=project, observer=observer)
-    x = _solve(process, solver, x, (sde.t_max, t_end), noise.start)
+    with counted_from(noise.start):
+        x = solver.solve(process, x, sde.t_max, t_end)
+        x = _denoised(process, x, t_end) if denoise else x
     if denoise:
-        x = _denoised(process, x, t_end, noise.start)
         process.observe(x, 0.0)
     return Samples(x, process.nfe, t_end)
 
@@ -122,22 +124,12 @@ def _noise(score_fn: ScoreFn, noise: NoiseSource | int | None) -> NoiseSource:
     return SeededNoise(noise, device=first.device, dtype=first.dtype)
 
 
-def _solve(process: ReverseProcess, solver: Solver, x: Tensor, ends: tuple[float, float], start: int) -> Tensor:
-    """`solver.solve`, whose errors name the time and the sample of the run."""
-
-    def again() -> Tensor:
-        watched = process.watched()
-        return x if watched is None else solver.solve(watched, x, *ends)
-
-    return traced(lambda: solver.solve(process, x, *ends), again, t_from=ends[0], start=start)
-
-
-def _denoised(process: ReverseProcess, x: Tensor, t_end: float, start: int) -> Tensor:
+def _denoised(process: ReverseProcess, x: Tensor, t_end: float) -> Tensor:
     """E[x_0 | x_{t_end}]; a sample whose solve failed on purpose stays NaN."""
     clean = process.x0(x, as_time(t_end))
     rows = sorted(set(not_finite(clean)) - set(not_finite(x)))
     if rows:
-        raise SolveError("the final denoising", NETWORK, t=t_end, samples=rows, start=start)
+        raise SolveError("the final denoising", NETWORK, t=t_end, samples=rows)
     return clean
 
 
@@ -157,7 +149,8 @@ def encode(score_fn: ScoreFn, sde: SDE | None, solver: Solver | Plan | str, x0: 
     solver = as_solver(solver.solver if isinstance(solver, Plan) else solver)
     require_deterministic(solver)
     process = ReverseProcess(sde, score_fn)
-    z = _solve(process, solver, x0, (sde.t_min, sde.t_max), start)
+    with counted_from(start):
+        z = solver.solve(process, x0, sde.t_min, sde.t_max)
     return Samples(z, process.nfe, sde.t_max)
 
 

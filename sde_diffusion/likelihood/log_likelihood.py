@@ -28,8 +28,9 @@ from sde_diffusion.runtime.cuda_graphs import eager
 from sde_diffusion.score import ScoreFn, reverse_drift
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers import ODES, AdaptiveODE
-from sde_diffusion.solvers.base import NETWORK, ReverseProcess, check_finite, traced
-from sde_diffusion.solvers.runge_kutta import Rhs, sample_rms
+from sde_diffusion.solvers.base import ReverseProcess
+from sde_diffusion.solvers.failures import counted_from
+from sde_diffusion.solvers.runge_kutta import sample_rms
 from sde_diffusion.tensors import expand, select
 
 LogProb = Callable[[Tensor], Tensor]
@@ -107,22 +108,6 @@ class _AugmentedFlow:
     def select(self, rows: Tensor) -> "_AugmentedFlow":
         """The flow of the samples `rows` (m,) of these n."""
         return replace(self, process=self.process.select(rows), trace=select(self.trace, rows))
-
-
-@dataclass(frozen=True, eq=False)
-class _Watched:
-    """A right-hand side that raises `SolveError` where it is not finite and names the time and the samples."""
-
-    rhs: Rhs
-    rows: Tensor | None = None
-
-    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        slope = self.rhs(t, y)
-        check_finite(slope, NETWORK, t.expand(len(y)), self.rows)
-        return slope
-
-    def select(self, rows: Tensor) -> "_Watched":
-        return _Watched(select(self.rhs, rows), rows if self.rows is None else self.rows[rows])
 
 
 @contextlib.contextmanager
@@ -205,11 +190,8 @@ def log_likelihood(
 
     start_state = torch.cat([x0.detach().flatten(1), x0.new_zeros(len(x0), divergence.estimates)], 1)
 
-    def solve(rhs: Rhs) -> Tensor:
-        return ode.integrate(rhs, start_state, sde.t_min, sde.t_max, norm=norm)
-
-    with full_precision(x0.device):
-        end_state = traced(lambda: solve(rhs), lambda: solve(_Watched(rhs)), t_from=sde.t_min, start=start)
+    with full_precision(x0.device), counted_from(start):
+        end_state = ode.integrate(rhs, start_state, sde.t_min, sde.t_max, norm=norm)
     z = end_state[:, :dims].reshape(x0.shape)
     prior = (prior_log_prob or sde.prior_log_prob)(z)
     return Likelihood(prior=prior, delta=dims * end_state[:, dims:], z=z, nfe=process.nfe, exact=divergence.exact)

@@ -65,15 +65,11 @@ class AdaptiveODE(Solver):
             SolveError: The tolerance cannot be reached; the message says at which time.
         """
 
-    def failure(
-        self, t: float, reason: str, *, samples: Sequence[int] = (), traced: bool = False, budget: str = ""
-    ) -> SolveError:
-        """The error of a solve that stopped at `t` for some samples of the batch, or for all that it knows of.
+    def failure(self, t: float | None, reason: str, *, samples: Sequence[int] = (), budget: str = "") -> SolveError:
+        """The error of a solve that stopped at `t`, if that is known, for some samples of the batch.
 
         `budget` names the option that bounds the work, where it was spent.
         """
         more = f"raise {budget}, " if budget else ""
         remedy = f"{more}loosen rtol = {self.rtol:g} and atol = {self.atol:g}, or look for non-finite scores there"
-        return SolveError(
-            f"the ODE solve by {self.method!r}", f"{reason}; {remedy}", t=t, samples=samples, traced=traced
-        )
+        return SolveError(f"the ODE solve by {self.method!r}", f"{reason}; {remedy}", t=t, samples=samples)

@@ -19,11 +19,9 @@ from sde_diffusion.errors import SolveError, require, require_positive
 from sde_diffusion.grids import TimeGrid, UniformGrid
 from sde_diffusion.score import Marginal, ScoreFn, ahead, on_device, reverse_drift, score_and_fraction
 from sde_diffusion.sde import SDE
+from sde_diffusion.solvers.failures import STATE, not_finite
 from sde_diffusion.solvers.noise import NoiseSource
 from sde_diffusion.tensors import select
-
-STATE = "the state left the range of floating-point numbers; take more steps, or clip the predicted data"
-NETWORK = "the network gave NaN or infinity for a finite state; take other weights, such as an earlier checkpoint"
 
 MOST_STEPS = 1_000_000  # more are a slip of the hand: their grid alone fills the memory
 
@@ -138,16 +136,6 @@ class ReverseProcess:
         if self._observer is not None:
             self._observer(x, t)
 
-    def watched(self) -> "ReverseProcess | None":
-        """The process as at the start of a solve, which stops at the first score that is not finite.
-
-        It looks at every score, which waits for the device. None where the noise cannot be drawn again.
-        """
-        noise = None if self._noise is None else self._noise.again()
-        if noise is None and self._noise is not None:
-            return None
-        return ReverseProcess(self.sde, _Watched(self._score_fn), noise=noise, project=self.project)
-
     def _evaluate(self, x: Tensor, t: Tensor) -> Tensor:
         self._calls[0] += 1
         known = self._moment(t)
@@ -164,31 +152,6 @@ class ReverseProcess:
 
     def _moment(self, t: Tensor) -> _Moment | None:
         return self._known.get(float(t)) if self._known and t.ndim == 0 else None
-
-
-@dataclass(frozen=True, eq=False)
-class _Watched:
-    """A score function that raises `SolveError` where the state or the score is not finite, and names the samples."""
-
-    score_fn: ScoreFn
-    rows: Tensor | None = None
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        score = self.score_fn(x, t)
-        self._check(x, score, t)
-        return score
-
-    def score_and_fraction(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        score, fraction = score_and_fraction(self.score_fn, x, t)
-        self._check(x, score + 0 * fraction, t)
-        return score, fraction
-
-    def _check(self, x: Tensor, score: Tensor, t: Tensor) -> None:
-        check_finite(x, STATE, t, self.rows)
-        check_finite(score, NETWORK, t, self.rows)
-
-    def select(self, rows: Tensor) -> "_Watched":
-        return _Watched(select(self.score_fn, rows), rows if self.rows is None else self.rows[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,55 +261,8 @@ class GridSolver(Solver):
             process.observe(x, float(now.t_next))
         rows = not_finite(x)  # once for the whole solve, for it waits for the device
         if rows:
-            raise SolveError("the solve", "the state is not finite", t=t_to, samples=rows, traced=False)
+            raise SolveError("the solve", STATE, samples=rows)
         return x
-
-
-def not_finite(x: Tensor) -> list[int]:
-    """The samples of `x` (B, *D) with a number that is not finite. Waits for the device."""
-    if bool(x.isfinite().all()):
-        return []
-    rows: list[int] = (~x.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
-    return rows
-
-
-def check_finite(x: Tensor, reason: str, t: Tensor, rows: Tensor | None = None) -> None:
-    """Raise `SolveError` where `x` (n, *D) is not finite at the times `t` (n,).
-
-    Args:
-        rows: Which samples of the batch these are, (n,); None for all.
-    """
-    found = not_finite(x)
-    if found:
-        samples = found if rows is None else rows[found].tolist()
-        raise SolveError("the solve", reason, t=float(t[found[0]]), samples=samples)
-
-
-def traced(solve: Callable[[], Tensor], again: Callable[[], Tensor], *, t_from: float, start: int = 0) -> Tensor:
-    """`solve()`, whose errors name the time and the sample at which something was not finite first.
-
-    Nothing is looked at on the way: a solve that failed and cannot tell is done `again`, looking at every score.
-
-    Args:
-        again: The same solve, which raises where something is not finite.
-        t_from: Where the solve begins.
-        start: Index of the first sample of the batch in its run.
-
-    Raises:
-        SolveError: The solve failed.
-    """
-    try:
-        return solve()
-    except SolveError as error:
-        failure = error
-    if not failure.traced:
-        try:
-            again()
-        except SolveError as error:
-            if error.traced:  # a solver with steps of its own may have looked ahead and come back before it failed
-                ahead = abs(error.t - t_from) > abs(failure.t - t_from)
-                failure = failure.because(error) if ahead else error
-    raise failure.counted_from(start)
 
 
 def as_time(t: float) -> Tensor:

@@ -18,10 +18,6 @@ class NoiseSource(ABC):
     start: int = 0
     """Index of the first sample of the batch in its run."""
 
-    def again(self) -> "NoiseSource | None":
-        """A source that gives the steps the same noise as this one did, from the first on; None where it cannot."""
-        return None
-
     @abstractmethod
     def __call__(self, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
         """z ~ N(0, I), the shape of `x`, for the step from `t` to `t_next`."""
@@ -46,16 +42,9 @@ class SeededNoise(NoiseSource):
     ) -> None:
         self.seed, self.start, self.device, self.dtype = seed, start, torch.device(device), dtype
         self._stream: SampleStream | None = None
-        self._prior: tuple[int, ...] | None = None
-
-    def again(self) -> "SeededNoise":
-        source = SeededNoise(self.seed, start=self.start, device=self.device, dtype=self.dtype)
-        if self._prior is not None:
-            source.prior(self._prior)
-        return source
 
     def prior(self, shape: tuple[int, ...]) -> Tensor:
-        self._stream, self._prior = self._open(shape[0]), tuple(shape)
+        self._stream = self._open(shape[0])
         return self._stream.normal(tuple(shape[1:]), self.dtype)
 
     def __call__(self, x: Tensor, t: Tensor, t_next: Tensor) -> Tensor:

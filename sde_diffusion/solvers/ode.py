@@ -136,6 +136,5 @@ class PerSampleODE(AdaptiveODE):
         rows: list[int] = failed.nonzero()[:, 0].tolist()
         status = Status(int(solution.status[rows[0]]))
         reason = MEANING[status].format(max_nfe=self.max_nfe)
-        known = status != Status.NON_FINITE
         budget = "max_nfe" if status == Status.MAX_NFE else ""
-        raise self.failure(float(solution.t[rows[0]]), reason, samples=rows, traced=known, budget=budget)
+        raise self.failure(float(solution.t[rows[0]]), reason, samples=rows, budget=budget)

@@ -82,7 +82,7 @@ class ScipyODE(AdaptiveODE):
                 found = solve_ivp(flat, (t_from, t_to), start, method=self.method, rtol=self.rtol, atol=self.atol)
         except _OutOfBudget:
             told = f"max_nfe = {self.max_nfe} were not enough"
-            raise self.failure(last, told, traced=True, budget="max_nfe") from None
+            raise self.failure(last, told, budget="max_nfe") from None
         end = torch.from_numpy(found.y[:, -1]).to(y).reshape(y.shape)
         if not found.success or not bool(end.isfinite().all()):
             raise self.failure(float(found.t[-1]), "the step size fell to zero")

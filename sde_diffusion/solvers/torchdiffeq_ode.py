@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sde_diffusion.errors import require, require_one_of, require_positive
 from sde_diffusion.solvers.adaptive import AdaptiveODE, Flow
-from sde_diffusion.solvers.base import Observer, ReverseProcess, as_time, not_finite
+from sde_diffusion.solvers.base import Observer, ReverseProcess, as_time
+from sde_diffusion.solvers.failures import not_finite
 from sde_diffusion.solvers.runge_kutta import Norm, Rhs, sample_rms
 
 Method = Literal[
@@ -153,11 +154,11 @@ class TorchdiffeqODE(AdaptiveODE):
                 raise
             told = reason.format(max_steps=self.max_steps)
             budget = "max_steps" if "max_steps" in reason else ""
-            raise self.failure(watched.t, told, traced=bool(budget), budget=budget) from None
+            raise self.failure(watched.t, told, budget=budget) from None
         end = path[-1]
         rows = not_finite(end)
         if rows:
-            raise self.failure(watched.t, "the state is not finite", samples=rows)
+            raise self.failure(None, "the state is not finite at the end", samples=rows)
         return end
 
     def _options(self, times: Tensor, norm: Norm) -> dict[str, Any]:

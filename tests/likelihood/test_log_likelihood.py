@@ -256,18 +256,20 @@ def test_what_is_not_a_batch_is_refused(x: Tensor) -> None:
 
 
 def test_a_score_that_is_not_finite_is_refused() -> None:
-    with pytest.raises(InputError, match=r"for sample 0 and 1 more: the network gave NaN"):
+    with pytest.raises(InputError, match=r"stopped at t = 1e-05: .*look for non-finite scores"):
         log_likelihood(lambda x, t: x * math.nan, VPSDE(), torch.zeros(2, 3), divergence=Hutchinson(), ode=LOOSE)
 
 
-@pytest.mark.parametrize("ode", [PerSampleODE(compact=False), TorchdiffeqODE(), ScipyODE()])
+@pytest.mark.parametrize(
+    ("ode", "who"), [(PerSampleODE(compact=False), " for sample 12"), (TorchdiffeqODE(), ""), (ScipyODE(), "")]
+)
 @pytest.mark.parametrize("divergence", [ExactTrace(), Hutchinson()])
-def test_a_network_that_fails_is_told_with_time_and_sample_of_the_run(ode: AdaptiveODE, divergence: Divergence) -> None:
+def test_a_network_that_fails_is_named_by_time_and_sample(ode: AdaptiveODE, who: str, divergence: Divergence) -> None:
     def score(x: Tensor, t: Tensor) -> Tensor:
         wrong = (t > 0.4) & (torch.arange(len(x)) == 2)
         return torch.where(wrong[:, None], torch.nan, -0.5 * x)
 
-    with pytest.raises(SolveError, match=r"stopped at t = 0\.[34]\d* for sample 12: "):
+    with pytest.raises(SolveError, match=rf"stopped at t = 0\.[34]\d*{who}: "):
         log_likelihood(score, VPSDE(), torch.ones(4, 2), divergence=divergence, ode=ode, start=10)
 
 

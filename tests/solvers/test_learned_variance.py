@@ -93,12 +93,12 @@ def test_other_solvers_take_the_score_of_a_model_of_two_heads() -> None:
     assert x.shape == (3, 2)
 
 
-def test_what_is_not_finite_is_traced() -> None:
+def test_what_is_not_finite_names_its_samples() -> None:
     class Broken(Fraction):
         def score_and_fraction(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
             fraction = torch.where(t[:, None] < 0.55, math.nan, 0.0).expand_as(x).clone()
             fraction[0] = 0.0
             return -x, fraction
 
-    with pytest.raises(SolveError, match=r"the solve stopped at t = 0.5 for sample 1 and 1 more: the network gave NaN"):
+    with pytest.raises(SolveError, match=r"the solve stopped for sample 1 and 1 more: the state is not finite"):
         run(Broken(0.0), replace(LEARNED, steps=9))

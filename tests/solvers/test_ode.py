@@ -175,7 +175,7 @@ def test_a_likelihood_with_one_sample_lost() -> None:
     result, sound = score_log_likelihood(broken, solver), score_log_likelihood(x, solver)
     assert result.log_prob.isnan().tolist() == [False, True, False, False]
     assert torch.equal(result.log_prob[[0, 2, 3]], sound.log_prob[[0, 2, 3]])
-    with pytest.raises(InputError, match=r"stopped at t = 1e-05 for sample 1: the network gave NaN"):
+    with pytest.raises(InputError, match=r"stopped at t = 1e-05 for sample 1: the state or its drift is not finite"):
         score_log_likelihood(broken, PerSampleODE())
 
 
