@@ -23,7 +23,7 @@ from sde_diffusion.errors import InputError, require, require_kind, require_posi
 from sde_diffusion.registry import lookup
 from sde_diffusion.runtime.cuda_graphs import Graphed
 from sde_diffusion.score import ScoreFn, on_device
-from sde_diffusion.sde import SDE, AtTime
+from sde_diffusion.sde import SDE, Moment
 from sde_diffusion.tensors import expand
 
 Prediction = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
@@ -55,36 +55,36 @@ def predict_edm(a: Tensor, std: Tensor, sigma_data: float) -> tuple[Tensor, Tens
 PREDICTIONS: dict[str, Prediction] = {"eps": predict_eps, "x0": predict_x0, "v": predict_v, "edm": predict_edm}
 
 
-def quarter_log_snr(sde: SDE, t: Tensor) -> Tensor:
+def quarter_log_snr(at: Moment) -> Tensor:
     """c_noise = −λ/4 with λ = log(α/σ), about −2 … 2 (sub-VP: −3.5); for VE the log(σ)/4 of Karras et al. 2022."""
-    return -0.25 * sde.half_log_snr(t)
+    return -0.25 * at.half_log_snr
 
 
-def thousand_steps(sde: SDE, t: Tensor) -> Tensor:
+def thousand_steps(at: Moment) -> Tensor:
     """c_noise = 999 t, the index of DDPM's step for any process, as if it had 1000 of them."""
-    return 999 * t
+    return 999 * at.t
 
 
-def step_index(sde: SDE, t: Tensor) -> Tensor:
+def step_index(at: Moment) -> Tensor:
     """c_noise = T t − 1, the published index 0 … T − 1 of a level of a chain.
 
     Raises:
         InputError: The process stands for no chain.
     """
-    if sde.levels is None:
+    if at.levels is None:
         raise InputError(
             "`model.conditioning` = step counts the levels of a chain, and this process has none; take log_snr or "
             "time, or a process with levels such as ddpm"
         )
-    return sde.levels * t - 1
+    return at.levels * at.t - 1
 
 
-def standard_deviation(sde: SDE, t: Tensor) -> Tensor:
+def standard_deviation(at: Moment) -> Tensor:
     """c_noise = σ(t); its logarithm is the network's affair."""
-    return sde.std(t)
+    return at.std
 
 
-NOISE_CONDITIONINGS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
+NOISE_CONDITIONINGS: dict[str, Callable[[Moment], Tensor]] = {
     "log_snr": quarter_log_snr,
     "time": thousand_steps,
     "step": step_index,
@@ -140,7 +140,7 @@ class ScoreModel(nn.Module):
         self.learned_variance, self.scale_input = learned_variance, scale_input
         self.predict = lookup(PREDICTIONS, prediction, "prediction")
         self.c_noise = lookup(NOISE_CONDITIONINGS, conditioning, "noise conditioning")
-        self.c_noise(sde, torch.tensor(sde.t_max))  # what does not suit the process says so now
+        self.c_noise(sde.at(torch.tensor(sde.t_max)))  # what does not suit the process says so now
         self._takes_label = _takes_label(net)
         self._recorded: Graphed | None = None
 
@@ -193,11 +193,11 @@ class ScoreModel(nn.Module):
 
     def _coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`_Coefficients` at `t`, of its shape and precision."""
-        known = AtTime(self.sde, t)
-        a, std = known.mean_coef(t), known.std(t)
+        at = self.sde.at(t)
+        a, std = at.mean_coef, at.std
         c_in = 1 / torch.hypot(a * self.sigma_data, std) if self.scale_input else torch.ones_like(a)
         c_skip, c_out = self.predict(a, std, self.sigma_data)
-        return c_in, self.c_noise(known, t), -c_skip / std, -c_out / std
+        return c_in, self.c_noise(at), -c_skip / std, -c_out / std
 
     def _evaluate(self, at: _Coefficients, x: Tensor, label: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The score and the raw second head, with coefficients that broadcast against `x` (B, *D)."""

@@ -1,7 +1,7 @@
 """Processes. A new one is a file here and a row in `SDES`; a new β(t) is a class in `beta.py` and a row in `BETAS`, new
 rates of a chain β_1 … β_T a class in `beta_sequence.py` and a row in `BETA_SEQUENCES`."""
 
-from sde_diffusion.sde.base import SDE, AtTime
+from sde_diffusion.sde.base import SDE, Moment
 from sde_diffusion.sde.beta import BetaSchedule, CosineBeta, LinearBeta
 from sde_diffusion.sde.beta_sequence import BetaSequence, CosineBetas, LinearBetas, QuadraticBetas, SigmoidBetas
 from sde_diffusion.sde.ddpm import DDPM
@@ -26,13 +26,13 @@ __all__ = [
     "SDES",
     "VESDE",
     "VPSDE",
-    "AtTime",
     "BetaSchedule",
     "BetaSequence",
     "CosineBeta",
     "CosineBetas",
     "LinearBeta",
     "LinearBetas",
+    "Moment",
     "QuadraticBetas",
     "SigmoidBetas",
     "SubVPSDE",

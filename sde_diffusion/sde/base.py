@@ -11,7 +11,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,31 @@ from sde_diffusion.errors import require
 from sde_diffusion.tensors import expand, flat_sum
 
 BISECTIONS = 64  # halvings of [0, 1]: below the spacing of float64 near t_min
+
+
+class Moment(NamedTuple):
+    """A process at a time: what everybody asks about it there, computed once.
+
+    Attributes:
+        t: The time, () or (B,).
+        log_mean_coef, std: log a(t) and std(t), shape of `t`.
+        levels: T of a chain; None for a process that stands for none.
+    """
+
+    t: Tensor
+    log_mean_coef: Tensor
+    std: Tensor
+    levels: int | None
+
+    @property
+    def mean_coef(self) -> Tensor:
+        """a(t)."""
+        return self.log_mean_coef.exp()
+
+    @property
+    def half_log_snr(self) -> Tensor:
+        """λ(t) = log(a/std)."""
+        return self.log_mean_coef - self.std.log()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +102,10 @@ class SDE(ABC):
         """T of a process that stands for a chain of T noise levels, at the times k/T; None for one that does not."""
         return None
 
+    def at(self, t: Tensor) -> Moment:
+        """The process at `t`, () or (B,)."""
+        return Moment(t, self.log_mean_coef(t), self.std(t), self.levels)
+
     def mean_coef(self, t: Tensor) -> Tensor:
         """a(t), shape of `t`."""
         return self.log_mean_coef(t).exp()
@@ -112,45 +141,3 @@ class SDE(ABC):
         return -0.5 * flat_sum((z / self.prior_std) ** 2) - dims * (
             math.log(self.prior_std) + 0.5 * math.log(2 * math.pi)
         )
-
-
-@dataclass(frozen=True, eq=False)
-class AtTime(SDE):
-    """A process at the one `t`, () or (B,), that it is asked about: log a and std are computed once for all askers."""
-
-    sde: SDE
-    t: Tensor
-
-    def __post_init__(self) -> None:
-        for end in ("t_min", "t_max"):
-            object.__setattr__(self, end, getattr(self.sde, end))
-
-    def log_mean_coef(self, t: Tensor) -> Tensor:
-        assert t is self.t
-        return self._log_mean_coef
-
-    def std(self, t: Tensor) -> Tensor:
-        assert t is self.t
-        return self._std
-
-    def drift_coef(self, t: Tensor) -> Tensor:
-        return self.sde.drift_coef(t)
-
-    def diffusion(self, t: Tensor) -> Tensor:
-        return self.sde.diffusion(t)
-
-    @property
-    def prior_std(self) -> float:
-        return self.sde.prior_std
-
-    @property
-    def levels(self) -> int | None:
-        return self.sde.levels
-
-    @cached_property
-    def _log_mean_coef(self) -> Tensor:
-        return self.sde.log_mean_coef(self.t)
-
-    @cached_property
-    def _std(self) -> Tensor:
-        return self.sde.std(self.t)

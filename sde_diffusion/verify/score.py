@@ -154,7 +154,7 @@ def _conditioning(setting: Setting, sde: SDE, name: str) -> Measured:
         raise NotShown("the process has no levels")
     ScoreModel(net, sde, conditioning=name)(x, t)
     wrong = float((net.c_noise.diff() <= 0).sum() + (~net.c_noise.isfinite()).sum())
-    exact = TOLD.get(name, NOISE_CONDITIONINGS[name])(sde, t)
+    exact = TOLD[name](sde, t) if name in TOLD else NOISE_CONDITIONINGS[name](sde.at(t))
     off = worst(net.c_noise, exact, scale=exact.abs().clamp(min=1.0))
     return Measured(off + wrong + float(net.c_noise.dtype != x.dtype), 4 * setting.eps)
 
