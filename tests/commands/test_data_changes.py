@@ -99,7 +99,8 @@ def test_another_number_of_examples_is_another_order(tmp_path: Path, count: int)
 def test_ctrl_c_ends_the_workers_and_saves(tmp_path: Path) -> None:
     """A terminal sends it to all processes of a run at once."""
     options, _ = arrays(tmp_path / "data")
-    code = "from sde_diffusion.data import base; base.MEMORY_LIMIT = 0; from sde_diffusion.commands import main; main()"
+    code = "from sde_diffusion.data import dataset; dataset.MEMORY_LIMIT = 0; "
+    code += "from sde_diffusion.commands import main; main()"
     command = [sys.executable, "-c", code, "train", *options, "--set", "training.workers=2", "--steps", "1000000"]
     command += ["--set", "training.save_every=5", "--out", str(tmp_path / "run")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}

@@ -83,7 +83,7 @@ def split(request: pytest.FixtureRequest, source: DataSource) -> Dataset:
 
 def test_options_can_be_left_out_and_read_from_a_config(name: str) -> None:
     DATASETS[name]()
-    types = {"bool", "int", "float", "str", "tuple[int, ...]", "tuple[str, ...]", "int | None"}
+    types = {"bool", "int", "float", "str", "tuple[int, ...]", "tuple[float, ...]", "tuple[str, ...]", "int | None"}
     for field in fields(DATASETS[name]):
         kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
         assert str(field.type) in types or kind in types, f"{field.name}: {field.type}"

@@ -160,7 +160,8 @@ def test_an_imported_checkpoint_is_a_run_like_any_other(tmp_path: Path) -> None:
     assert "3×8×8, no classes, step 3" in outcome.out
     assert "images are taken to lie in [−1, 1] here and in [0, 1] there" in outcome.err
     stored = load_checkpoint(RunFolder(run).checkpoints()[0])
-    assert stored.meta["config"]["sde"] == {"name": "ve", "sigma_max": 100.0, "sigma_min": 0.02, "t_min": 1e-5}
+    expected = {"name": "ve", "sigma_max": 100.0, "sigma_min": 0.02, "t_min": 1e-5, "t_max": 1.0}
+    assert stored.meta["config"]["sde"] == expected
     succeed("sample", run, "--solver", "em", "--steps", 3, "--count", 2)
     assert (run / "sample_em_seed0_steps3" / "samples.png").is_file()
 
