@@ -2,8 +2,9 @@
 
 from sde_diffusion.losses.adaptive_times import SecondMomentTime
 from sde_diffusion.losses.discrete_time import DiscreteTime
-from sde_diffusion.losses.dsm import DISTANCES, DSMLoss, denoising_error, dsm_loss
+from sde_diffusion.losses.dsm import denoising_error, dsm_loss
 from sde_diffusion.losses.edm import EDMWeighting, LogNormalTime
+from sde_diffusion.losses.noised import DISTANCES, DSMLoss, Noised, noised
 from sde_diffusion.losses.objective import VLB, Denoising, Hybrid, Objective, vlb_term
 from sde_diffusion.losses.time_sampling import ImportanceTime, StratifiedTime, TimeSampler, UniformTime
 from sde_diffusion.losses.uncertainty import UncertaintyWeighting, learned_loss
@@ -54,6 +55,7 @@ __all__ = [
     "LikelihoodWeighting",
     "LogNormalTime",
     "MinSNRWeighting",
+    "Noised",
     "Objective",
     "P2Weighting",
     "SNRPlusOneWeighting",
@@ -69,5 +71,6 @@ __all__ = [
     "denoising_error",
     "dsm_loss",
     "learned_loss",
+    "noised",
     "vlb_term",
 ]

@@ -7,51 +7,19 @@ estimated with t ~ r(t) and weights λ/(σ² r). With ρ(e) = e² the minimiser 
 Reference: Song et al. 2021, arXiv:2011.13456, eq. 7; Vincent 2011.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sde_diffusion.arguments import Data, score_and_data
 from sde_diffusion.errors import require_kind
+from sde_diffusion.losses.noised import DISTANCES, DSMLoss, noised, residual
 from sde_diffusion.losses.time_sampling import StratifiedTime, TimeSampler
 from sde_diffusion.losses.weighting import SimpleWeighting, Weighting
 from sde_diffusion.registry import lookup
-from sde_diffusion.rng import Draws, default_generator, draws_of
+from sde_diffusion.rng import Draws, default_generator
 from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import SDE
-from sde_diffusion.tensors import expand, flat_mean
-
-DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {
-    "l2": torch.square,
-    "l1": torch.abs,
-    "huber": lambda error: F.huber_loss(error, torch.zeros_like(error), reduction="none"),
-}
-"""ρ(e) elementwise: e², |e|, and Huber's ½e² for |e| ≤ 1, |e| − ½ beyond."""
-
-
-class DSMLoss(NamedTuple):
-    """One draw of the loss for a batch.
-
-    Attributes:
-        loss: λ/(σ² r) · mean_D ρ, (B,); its mean estimates the integral.
-        error: mean_D ρ(σ s_θ + ε) alone, (B,).
-        t: The times drawn, (B,).
-        density: r(t), (B,); loss · r is the integrand at t.
-        trained: What training descends, (B,); the loss itself, unless its weighting is learned.
-    """
-
-    loss: Tensor
-    error: Tensor
-    t: Tensor
-    density: Tensor
-    trained: Tensor
-
-    def mean(self) -> Tensor:
-        """The mean of `trained`, (): what an optimizer descends."""
-        return self.trained.mean()
+from sde_diffusion.tensors import flat_mean
 
 
 def denoising_error(score_fn: ScoreFn, sde: SDE, x0: Tensor, t: Tensor, eps: Tensor, *, distance: str = "l2") -> Tensor:
@@ -66,8 +34,7 @@ def denoising_error(score_fn: ScoreFn, sde: SDE, x0: Tensor, t: Tensor, eps: Ten
         (B,). Costs one score evaluation.
     """
     score = score_fn(sde.perturb(x0, t, eps), t)
-    error = expand(sde.std(t), x0) * score + eps
-    return flat_mean(lookup(DISTANCES, distance, "distance")(error))
+    return flat_mean(lookup(DISTANCES, distance, "distance")(residual(sde, score, t, eps)))
 
 
 def dsm_loss(
@@ -108,9 +75,7 @@ def dsm_loss(
     time_sampler = StratifiedTime() if time_sampler is None else time_sampler
     require_kind("weighting", weighting, Weighting, "SimpleWeighting()")
     require_kind("time_sampler", time_sampler, TimeSampler, "StratifiedTime()")
-    draws = draws_of(default_generator(x0.device) if generator is None else generator, len(x0))
-    t, density = time_sampler(sde, weighting, len(x0), generator=draws)
-    eps = draws.normal(x0.shape[1:], x0.dtype)
-    error = denoising_error(score_fn, sde, x0, t, eps, distance=distance)
-    loss = weighting.of_eps(sde, t) / density * error
-    return DSMLoss(loss, error, t, density, trained=loss)
+    random = default_generator(x0.device) if generator is None else generator
+    drawn = noised(score_fn, sde, x0, weighting=weighting, time_sampler=time_sampler, generator=random)
+    error = drawn.error(distance)
+    return drawn.loss(weighting.of_eps(sde, drawn.t) * error, error)

@@ -20,15 +20,14 @@ from torch import Tensor
 
 from sde_diffusion.bin_mass import log_bin_mass, log_density
 from sde_diffusion.errors import require, require_positive
-from sde_diffusion.losses.dsm import DISTANCES, DSMLoss, dsm_loss
+from sde_diffusion.losses.noised import DSMLoss, Noised, noised
 from sde_diffusion.losses.time_sampling import TimeSampler
 from sde_diffusion.losses.weighting import Weighting
-from sde_diffusion.registry import lookup
-from sde_diffusion.rng import Draws, draws_of
-from sde_diffusion.score import ScoreFn, score_and_fraction
+from sde_diffusion.rng import Draws
+from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import SDE
 from sde_diffusion.sde.chain import DiscreteChain
-from sde_diffusion.tensors import expand, flat_mean, flat_sum
+from sde_diffusion.tensors import flat_sum
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ class Objective(ABC):
 
     learns_variance: ClassVar[bool]
 
-    @abstractmethod
     def __call__(
         self,
         score_fn: ScoreFn,
@@ -50,10 +48,32 @@ class Objective(ABC):
         distance: str = "l2",
         levels: int | None = None,
     ) -> DSMLoss:
-        """Each sample's share of the loss; see `dsm_loss`. One score evaluation.
+        """Each sample's share of the loss at random times and noise; see `noised`. One score evaluation.
 
         Args:
+            distance: ρ, a row of `DISTANCES`.
             levels: L of discrete data, which L_0 decodes; None for a density of x_0.
+        """
+        drawn = noised(
+            score_fn,
+            sde,
+            x0,
+            weighting=weighting,
+            time_sampler=time_sampler,
+            generator=generator,
+            variance=self.learns_variance,
+        )
+        error = drawn.error(distance)
+        return drawn.loss(self.integrand(drawn, weighting.of_eps(sde, drawn.t) * error, levels), error)
+
+    @abstractmethod
+    def integrand(self, drawn: Noised, weighted: Tensor, levels: int | None) -> Tensor:
+        """The loss of each sample before it is divided by the density of its time, (B,).
+
+        Args:
+            drawn: What was drawn, and what the model said.
+            weighted: λ/σ² · mean_D ρ, (B,).
+            levels: As in `__call__`.
         """
 
     def check(self, sde: SDE, time_sampler: TimeSampler, *, learned_variance: bool) -> None:
@@ -94,27 +114,8 @@ class Denoising(Objective):
 
     learns_variance: ClassVar[bool] = False
 
-    def __call__(
-        self,
-        score_fn: ScoreFn,
-        sde: SDE,
-        x0: Tensor,
-        *,
-        weighting: Weighting,
-        time_sampler: TimeSampler,
-        generator: torch.Generator | Draws,
-        distance: str = "l2",
-        levels: int | None = None,
-    ) -> DSMLoss:
-        return dsm_loss(
-            score_fn,
-            sde,
-            x0,
-            weighting=weighting,
-            time_sampler=time_sampler,
-            generator=generator,
-            distance=distance,
-        )
+    def integrand(self, drawn: Noised, weighted: Tensor, levels: int | None) -> Tensor:
+        return weighted
 
 
 @dataclass(frozen=True)
@@ -136,23 +137,8 @@ class Hybrid(Objective):
     def __post_init__(self) -> None:
         require_positive(vlb_weight=self.vlb_weight)
 
-    def __call__(
-        self,
-        score_fn: ScoreFn,
-        sde: SDE,
-        x0: Tensor,
-        *,
-        weighting: Weighting,
-        time_sampler: TimeSampler,
-        generator: torch.Generator | Draws,
-        distance: str = "l2",
-        levels: int | None = None,
-    ) -> DSMLoss:
-        draw = _Draw.of(score_fn, sde, x0, weighting, time_sampler, generator)
-        error = flat_mean(lookup(DISTANCES, distance, "distance")(draw.residual))
-        bound = vlb_term(sde, x0, draw.t, draw.residual.detach(), draw.fraction, levels=levels)
-        loss = (weighting.of_eps(sde, draw.t) * error + self.vlb_weight * bound) / draw.density
-        return DSMLoss(loss, error, draw.t, draw.density, trained=loss)
+    def integrand(self, drawn: Noised, weighted: Tensor, levels: int | None) -> Tensor:
+        return weighted + self.vlb_weight * _bound(drawn, drawn.residual.detach(), levels)
 
 
 @dataclass(frozen=True)
@@ -166,52 +152,12 @@ class VLB(Objective):
 
     learns_variance: ClassVar[bool] = True
 
-    def __call__(
-        self,
-        score_fn: ScoreFn,
-        sde: SDE,
-        x0: Tensor,
-        *,
-        weighting: Weighting,
-        time_sampler: TimeSampler,
-        generator: torch.Generator | Draws,
-        distance: str = "l2",
-        levels: int | None = None,
-    ) -> DSMLoss:
-        draw = _Draw.of(score_fn, sde, x0, weighting, time_sampler, generator)
-        bound = vlb_term(sde, x0, draw.t, draw.residual, draw.fraction, levels=levels)
-        loss = bound / draw.density
-        return DSMLoss(loss, flat_mean(draw.residual**2), draw.t, draw.density, trained=loss)
-
-
-@dataclass(frozen=True, eq=False)
-class _Draw:
-    """Random levels and noise, and what a model of two heads says there: ε − ε̂ and v, (B, *D)."""
-
-    t: Tensor
-    density: Tensor
-    residual: Tensor
-    fraction: Tensor
-
-    @classmethod
-    def of(
-        cls,
-        score_fn: ScoreFn,
-        sde: SDE,
-        x0: Tensor,
-        weighting: Weighting,
-        time_sampler: TimeSampler,
-        generator: torch.Generator | Draws,
-    ) -> "_Draw":
-        draws = draws_of(generator, len(x0))
-        t, density = time_sampler(sde, weighting, len(x0), generator=draws)
-        eps = draws.normal(x0.shape[1:], x0.dtype)
-        score, fraction = score_and_fraction(score_fn, sde.perturb(x0, t, eps), t)
-        return cls(t, density, expand(sde.std(t), x0) * score + eps, fraction)
+    def integrand(self, drawn: Noised, weighted: Tensor, levels: int | None) -> Tensor:
+        return _bound(drawn, drawn.residual, levels)
 
 
 def vlb_term(
-    sde: SDE, x0: Tensor, t: Tensor, residual: Tensor, fraction: Tensor, *, levels: int | None = None
+    sde: SDE, x0: Tensor, t: Tensor, residual: Tensor, fraction: Tensor | None, *, levels: int | None = None
 ) -> Tensor:
     """T L_k in bits/dim at the level k = T t of each sample, whose mean over uniform levels is L_vlb, (B,).
 
@@ -222,6 +168,7 @@ def vlb_term(
         fraction: v of the variance, (B, *D).
         levels: L of discrete data, decoded by the mass of their bins; None for a density of x_0.
     """
+    assert fraction is not None, "the bound needs the variance of a model of two heads"
     chain = _chain(sde)
     level = (t.double() * chain.steps).round().long()
     nats = flat_sum(chain.divergence(level.clamp(min=2), residual**2, fraction))
@@ -237,6 +184,10 @@ def vlb_term(
             decoded = log_bin_mass(n, levels, mean, std)
         nats = nats.index_copy(0, first, -flat_sum(decoded).to(nats))
     return chain.steps * nats / (x0[0].numel() * math.log(2))
+
+
+def _bound(drawn: Noised, residual: Tensor, levels: int | None) -> Tensor:
+    return vlb_term(drawn.sde, drawn.x0, drawn.t, residual, drawn.fraction, levels=levels)
 
 
 @lru_cache(maxsize=8)

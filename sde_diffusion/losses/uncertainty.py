@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from sde_diffusion.errors import require
-from sde_diffusion.losses.dsm import DSMLoss
 from sde_diffusion.losses.edm import EDMWeighting
+from sde_diffusion.losses.noised import DSMLoss
 from sde_diffusion.losses.weighting import Weighting
 from sde_diffusion.networks.embedding import GaussianFourier
 from sde_diffusion.sde import SDE

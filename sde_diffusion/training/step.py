@@ -1,6 +1,7 @@
 """The loss of some rows of a batch as one module: all that has weights, so that processes can share the work on it."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -13,10 +14,27 @@ from sde_diffusion.losses import DSMLoss, TimeSampler, learned_loss
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.rng import Draws
 from sde_diffusion.training.dequantise import flow_dequantised
-from sde_diffusion.training.forward import Forward
 from sde_diffusion.training.options import LossConfig
 
 WEIGHTING = "weighting"  # the part of a weighting that is learned
+
+
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """The score function of a model in training, in bfloat16 or not."""
+
+    model: ScoreModel
+    label: Tensor | None
+    rough: bool
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.rough):
+            score: Tensor = self.model(x, t, self.label)
+        return score
+
+    def score_and_fraction(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.rough):
+            return self.model.score_and_fraction(x, t, self.label)
 
 
 class StepLoss(nn.Module):
