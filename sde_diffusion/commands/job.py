@@ -57,7 +57,7 @@ class Job:
     compute: Compute
     finish: Callable[[Rows, float], tuple[Raw, list[str]]]
     without: tuple[str, ...] = ()
-    unit: str = "img"
+    unit: str = "example"
 
 
 def run_job(session: Session, folder: Path, job: Job, options: Options) -> None:

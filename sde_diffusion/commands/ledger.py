@@ -42,7 +42,7 @@ def write_ledger(session: Session, examples: Examples, folder: Path, facts: Raw,
             GrowingArrays(folder / "ledger" / f"{slug(entry.name)}.npz", facts | {"row": entry.name}, session.ranks)
             for entry in entries
         ]
-        with tqdm(total=len(entries) * (stop - config.start), unit="img", disable=None) as bar:
+        with tqdm(total=len(entries) * (stop - config.start), unit="example", disable=None) as bar:
             for number, store in enumerate(stores):
                 bar.set_description(entries[number].name)
                 _fill(session, examples, entries, number, store, stop, bar)

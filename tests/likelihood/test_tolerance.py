@@ -185,5 +185,5 @@ def test_errors() -> None:
             Goal(tol=tol)
     with pytest.raises(InputError, match=r"`confidence` must be in \(0, 1\), got 1"):
         Goal(tol=1, confidence=1)
-    with pytest.raises(InputError, match="`max_solves` must be ≥ 192, what the pilot of 64 images takes, got 191"):
+    with pytest.raises(InputError, match="`max_solves` must be ≥ 192, what the pilot of 64 examples takes, got 191"):
         scored(Model(0, 100, (1, 1, 1)), 0.1, max_solves=191)

@@ -159,7 +159,7 @@ class Scoring:
         least = self._pilot * draws * (self._replicates + 1)
         require(
             goal.max_solves is None or goal.max_solves >= least,
-            f"`max_solves` must be ≥ {least}, what the pilot of {self._pilot} images takes, got {goal.max_solves}; "
+            f"`max_solves` must be ≥ {least}, what the pilot of {self._pilot} examples takes, got {goal.max_solves}; "
             "raise it, or leave --tol out",
         )
 
