@@ -187,7 +187,7 @@ def test_a_killed_run_ends_at_the_same_numbers(tmp_path: Path, trained: Path, mo
             "--exact needs no random directions; drop --probes, --distribution and --mode",
         ),
         (("--tol", 0.1, "--max-solves", 0), "`max_solves` must be ≥ 192"),
-        (("--tol", 0.1, "--max-solves", 191), "`max_solves` must be ≥ 192, what the pilot of 64 examples takes, got 191"),
+        (("--tol", 0.1, "--max-solves", 191), "must be ≥ 192, what the pilot of 64 examples takes, got 191"),
         (("--tol", 0.1, "--limit", 0), "`limit` must be > 0"),
         (("--tol", 0.1, "--start", 297), "`likelihood.start` must be < 297"),
     ],

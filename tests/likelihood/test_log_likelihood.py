@@ -29,6 +29,7 @@ from tests.conftest import PROCESSES, f64, golden, golden_sde
 
 TOLERANCE = 1e-10
 TIGHT = TorchdiffeqODE(method="dopri8", rtol=TOLERANCE, atol=TOLERANCE)
+TIGHT_ODES = (TIGHT, PerSampleODE(rtol=TOLERANCE, atol=TOLERANCE, compact=False))
 LOOSE = TorchdiffeqODE()
 GOLDEN_CASES = golden("04_likelihood")
 
@@ -77,11 +78,12 @@ def golden_bits(log_prob: Tensor, dims: int, offset: float) -> Tensor:
     return -log_prob / (dims * math.log(2)) + offset
 
 
+@pytest.mark.parametrize("ode", TIGHT_ODES, ids=lambda ode: type(ode).__name__)
 @pytest.mark.parametrize("case", GOLDEN_CASES, ids=lambda case: case["id"])
-def test_golden_exact_trace(case: dict[str, Any]) -> None:
+def test_golden_exact_trace(case: dict[str, Any], ode: AdaptiveODE) -> None:
     oracle, outputs = golden_oracle(case), case["outputs"]
     x = f64(case["inputs"]["x"])
-    result = log_likelihood(oracle.score, oracle.sde, x, divergence=ExactTrace(), ode=TIGHT)
+    result = log_likelihood(oracle.score, oracle.sde, x, divergence=ExactTrace(), ode=ode)
     tolerance = {"rtol": 0, "atol": 1e-6}
     dims = x.shape[1]
     torch.testing.assert_close(result.log_prob, f64(outputs["logp_exact_trace"]), **tolerance)
@@ -93,13 +95,14 @@ def test_golden_exact_trace(case: dict[str, Any]) -> None:
     torch.testing.assert_close(result.z, f64(outputs["z_latent"]), rtol=0, atol=1e-6 * oracle.sde.prior_std)
 
 
+@pytest.mark.parametrize("ode", TIGHT_ODES, ids=lambda ode: type(ode).__name__)
 @pytest.mark.parametrize("case", GOLDEN_CASES, ids=lambda case: case["id"])
 @pytest.mark.parametrize(("probe", "label"), [("rademacher_probe", "rademacher"), ("gaussian_probe", "gaussian_probe")])
-def test_golden_probes(case: dict[str, Any], probe: str, label: str) -> None:
+def test_golden_probes(case: dict[str, Any], probe: str, label: str, ode: AdaptiveODE) -> None:
     """The reference probes the whole drift, f |v|² where we have f D; ∫ f dt is log a, so the difference is known."""
     oracle, x, v = golden_oracle(case), f64(case["inputs"]["x"]), f64(case["inputs"][probe])
     sde, dims = oracle.sde, x.shape[1]
-    result = log_likelihood(oracle.score, sde, x, divergence=GivenDirections(directions=v), ode=TIGHT)
+    result = log_likelihood(oracle.score, sde, x, divergence=GivenDirections(directions=v), ode=ode)
     log_a = sde.log_mean_coef(f64([sde.t_min, sde.t_max]))
     log_prob = result.log_prob + (log_a[1] - log_a[0]) * ((v**2).sum(1) - dims)
     expected = f64(case["outputs"][f"bits_per_dim_{label}_scaler_identity"])

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from sde_diffusion.oracle import GaussianMixture
 from sde_diffusion.score import ScoreFn
-from sde_diffusion.solvers import Ancestral, EulerMaruyama, NoiseSource, ReverseProcess, TorchdiffeqODE
+from sde_diffusion.solvers import (
+    AdaptiveODE,
+    Ancestral,
+    EulerMaruyama,
+    NoiseSource,
+    PerSampleODE,
+    ReverseProcess,
+    TorchdiffeqODE,
+)
 from tests.chains import Chain, ddpm_chain, smld_chain
 from tests.conftest import f64, golden_sde
 from tests.solvers.reference import GivenNoise, golden_file, golden_oracle
@@ -23,7 +31,10 @@ from tests.solvers.reference import GivenNoise, golden_file, golden_oracle
 FILES = {data: golden_file(f"03_samplers_{data}") for data in ("gaussian", "mixture")}
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}  # the files' tolerance
 PREDICTORS = ("euler_maruyama", "ancestral")
-ODES = {name: TorchdiffeqODE(method=name, rtol=1e-11, atol=1e-11) for name in ("dopri5", "dopri8")}
+ODES: dict[str, AdaptiveODE] = {
+    **{f"torchdiffeq {name}": TorchdiffeqODE(method=name, rtol=1e-11, atol=1e-11) for name in ("dopri5", "dopri8")},
+    **{f"ode {name}": PerSampleODE(method=name, rtol=1e-11, atol=1e-11) for name in ("tsit5", "dopri5")},
+}
 
 Update = Callable[[GaussianMixture, dict[str, Any], Tensor, float, NoiseSource], Tensor]
 
