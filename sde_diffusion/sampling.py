@@ -12,9 +12,10 @@ from sde_diffusion.registry import resolve
 from sde_diffusion.score import ScoreFn
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers import SOLVERS, Plan
-from sde_diffusion.solvers.base import Observer, ReverseProcess, Solver, X0Map, as_time
+from sde_diffusion.solvers.base import Solver
 from sde_diffusion.solvers.failures import NETWORK, counted_from, not_finite
 from sde_diffusion.solvers.noise import NoiseSource, SeededNoise
+from sde_diffusion.solvers.process import Observer, ReverseProcess, X0Map, as_time
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ RANKS = {
     "networks": 1, "pretrained": 1, "runtime": 1, "sde": 1,
     "arguments": 2, "grids": 2, "score": 2,
     "classifier": 3, "guidance": 3, "losses": 3, "model": 3, "oracle": 3, "projections": 3,
-    "solvers.base": 3, "solvers.noise": 3,
+    "solvers.base": 3, "solvers.failures": 3, "solvers.noise": 3, "solvers.process": 3,
     "data": 4, "solvers": 4,
     "likelihood": 5, "pictures": 5, "sampling": 5,
     "training": 6,

@@ -28,8 +28,8 @@ from sde_diffusion.runtime.cuda_graphs import eager
 from sde_diffusion.score import ScoreFn, reverse_drift
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers import ODES, AdaptiveODE
-from sde_diffusion.solvers.base import ReverseProcess
 from sde_diffusion.solvers.failures import counted_from
+from sde_diffusion.solvers.process import ReverseProcess
 from sde_diffusion.solvers.runge_kutta import sample_rms
 from sde_diffusion.tensors import expand, select
 

@@ -3,7 +3,7 @@
 from sde_diffusion.solvers.adaptive import AdaptiveODE
 from sde_diffusion.solvers.adaptive_sde import AdaptiveSDE
 from sde_diffusion.solvers.ancestral import Ancestral
-from sde_diffusion.solvers.base import GridSolver, ReverseProcess, Solver
+from sde_diffusion.solvers.base import AffineSolver, GridSolver, Solver
 from sde_diffusion.solvers.budget import Plan, for_budget, spend, within
 from sde_diffusion.solvers.correctors import CORRECTORS, AnnealedLangevin, Corrector, Langevin
 from sde_diffusion.solvers.ddim import DDIM
@@ -16,6 +16,7 @@ from sde_diffusion.solvers.heun import Heun
 from sde_diffusion.solvers.noise import NoiseSource, SeededNoise
 from sde_diffusion.solvers.ode import PerSampleODE
 from sde_diffusion.solvers.pc import PredictorCorrector
+from sde_diffusion.solvers.process import ReverseProcess
 from sde_diffusion.solvers.reverse_diffusion import ReverseDiffusion
 from sde_diffusion.solvers.scipy_ode import ScipyODE
 from sde_diffusion.solvers.torchdiffeq_ode import TorchdiffeqODE
@@ -50,6 +51,7 @@ __all__ = [
     "SOLVERS",
     "AdaptiveODE",
     "AdaptiveSDE",
+    "AffineSolver",
     "Ancestral",
     "AnnealedLangevin",
     "Corrector",

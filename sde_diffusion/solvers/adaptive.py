@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sde_diffusion.errors import SolveError, require_positive
-from sde_diffusion.solvers.base import ReverseProcess, Solver
+from sde_diffusion.solvers.base import Solver
+from sde_diffusion.solvers.process import ReverseProcess
 from sde_diffusion.solvers.runge_kutta import Norm, Rhs, sample_rms
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.errors import SolveError, require_positive
-from sde_diffusion.solvers.base import ReverseProcess, Solver
+from sde_diffusion.solvers.base import Solver
+from sde_diffusion.solvers.process import ReverseProcess
 from sde_diffusion.tensors import expand, flat_mean
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sde_diffusion.sde import SDE
 from sde_diffusion.sde.chain import Variance
-from sde_diffusion.solvers.base import GridSolver, ReverseProcess, columns
+from sde_diffusion.solvers.base import GridSolver, columns
+from sde_diffusion.solvers.process import ReverseProcess
 
 
 class Row(NamedTuple):

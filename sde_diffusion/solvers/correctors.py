@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sde_diffusion.errors import require_positive
 from sde_diffusion.sde import SDE
-from sde_diffusion.solvers.base import ReverseProcess, columns
+from sde_diffusion.solvers.base import columns
+from sde_diffusion.solvers.process import ReverseProcess
 from sde_diffusion.tensors import expand, flat_sum
 
 

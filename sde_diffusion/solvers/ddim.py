@@ -2,28 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.errors import require
 from sde_diffusion.sde import SDE
-from sde_diffusion.solvers.base import GridSolver, ReverseProcess, columns
-
-
-class Row(NamedTuple):
-    """x ← kept x + gain x̂0 + spread z."""
-
-    t: Tensor
-    t_next: Tensor
-    kept: float
-    gain: float
-    spread: float
+from sde_diffusion.solvers.base import AffineSolver, AffineStep, affine
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDIM(GridSolver):
+class DDIM(AffineSolver):
     """Carries x̂0 and ε̂ to the next noise level and renews the share η of the noise.
 
     η = 0 is deterministic, and the same as DPM-Solver++ of order 1; η = 1 is `ancestral`. Exact in one step when the
@@ -38,6 +28,7 @@ class DDIM(GridSolver):
     """
 
     order = 1
+    estimate: ClassVar[Literal["score", "x0"]] = "x0"
 
     steps: int = 100
     eta: float = 0.0
@@ -50,7 +41,7 @@ class DDIM(GridSolver):
     def stochastic(self) -> bool:
         return self.eta > 0
 
-    def plan(self, sde: SDE, times: Tensor) -> Sequence[Row]:
+    def plan(self, sde: SDE, times: Tensor) -> Sequence[AffineStep]:
         """x ← a_n x̂0 + √(σ_n² − ς²) ε̂ + ς z,  ς = η σ_n √(1 − e^{−2h}),  h = λ_n − λ,
 
         written without ε̂: with the kept share c = √(1 − η² (1 − e^{−2h})),
@@ -62,11 +53,4 @@ class DDIM(GridSolver):
         kept = torch.sqrt(1 - self.eta**2 * renewed)
         gain = -sde.mean_coef(times[1:]) * torch.expm1(kept.log() - h)
         spread = self.eta * std[1:] * renewed.sqrt()
-        return [Row(*row) for row in columns(times, kept * std[1:] / std[:-1], gain, spread)]
-
-    def update(self, process: ReverseProcess, x: Tensor, now: Row, state: None) -> tuple[Tensor, None]:
-        """See `plan`. The method has no memory."""
-        x_next = torch.add(now.kept * x, process.x0(x, now.t), alpha=now.gain)
-        if not self.stochastic:
-            return x_next, None
-        return x_next.add_(process.noise(x, now.t, now.t_next), alpha=now.spread), None
+        return affine(times, kept * std[1:] / std[:-1], gain, spread)

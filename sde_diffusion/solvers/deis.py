@@ -8,8 +8,8 @@ from torch import Tensor
 
 from sde_diffusion.errors import require, require_one_of
 from sde_diffusion.sde import SDE
-from sde_diffusion.solvers.base import ReverseProcess
 from sde_diffusion.solvers.exponential import Multistep, Row, flows, rows
+from sde_diffusion.solvers.process import ReverseProcess
 
 
 @dataclass(frozen=True, kw_only=True)

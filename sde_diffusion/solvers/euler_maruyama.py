@@ -2,28 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from sde_diffusion.errors import require
 from sde_diffusion.sde import SDE
-from sde_diffusion.solvers.base import GridSolver, ReverseProcess, columns
-
-
-class Row(NamedTuple):
-    """x ← kept x + pull s + spread z."""
-
-    t: Tensor
-    t_next: Tensor
-    kept: float
-    pull: float
-    spread: float
+from sde_diffusion.solvers.base import AffineSolver, AffineStep, affine
 
 
 @dataclass(frozen=True, kw_only=True)
-class EulerMaruyama(GridSolver):
+class EulerMaruyama(AffineSolver):
     """The reverse SDE dx = [f x − ½(1 + η²) g² s] dt + η g dw̄ by first-order steps.
 
     Attributes:
@@ -46,17 +34,10 @@ class EulerMaruyama(GridSolver):
     def stochastic(self) -> bool:
         return self.eta > 0
 
-    def plan(self, sde: SDE, times: Tensor) -> Sequence[Row]:
+    def plan(self, sde: SDE, times: Tensor) -> Sequence[AffineStep]:
         """x ← x + [f x − ½(1 + η²) g² s] h + η g √|h| z,  h = t_next − t."""
         t, h = times[:-1], times.diff()
         f, g = sde.drift_coef(t), sde.diffusion(t)
         pull = -0.5 * (1 + self.eta**2) * g**2 * h
         spread = self.eta * g * h.abs().sqrt()
-        return [Row(*row) for row in columns(times, 1 + f * h, pull, spread)]
-
-    def update(self, process: ReverseProcess, x: Tensor, now: Row, state: None) -> tuple[Tensor, None]:
-        """See `plan`. The method has no memory."""
-        x_next = torch.add(now.kept * x, process.score(x, now.t), alpha=now.pull)
-        if not self.stochastic:
-            return x_next, None
-        return x_next.add_(process.noise(x, now.t, now.t_next), alpha=now.spread), None
+        return affine(times, 1 + f * h, pull, spread)

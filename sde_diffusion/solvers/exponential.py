@@ -19,7 +19,8 @@ from torch import Tensor
 
 from sde_diffusion.errors import require_one_of
 from sde_diffusion.grids import LogSNRGrid, TimeGrid
-from sde_diffusion.solvers.base import GridSolver, ReverseProcess, columns
+from sde_diffusion.solvers.base import GridSolver, columns
+from sde_diffusion.solvers.process import ReverseProcess
 
 
 class Flow(NamedTuple):

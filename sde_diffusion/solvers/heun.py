@@ -11,7 +11,8 @@ from torch import Tensor
 from sde_diffusion.errors import require, require_positive
 from sde_diffusion.grids import KarrasGrid, TimeGrid
 from sde_diffusion.sde import SDE
-from sde_diffusion.solvers.base import GridSolver, ReverseProcess, columns
+from sde_diffusion.solvers.base import GridSolver, columns
+from sde_diffusion.solvers.process import ReverseProcess
 
 
 class Row(NamedTuple):

@@ -14,7 +14,7 @@ from sde_diffusion.errors import require_one_of, require_positive
 from sde_diffusion.grids import LogSNRGrid
 from sde_diffusion.registry import lookup
 from sde_diffusion.solvers.adaptive import AdaptiveODE, Flow
-from sde_diffusion.solvers.base import ReverseProcess
+from sde_diffusion.solvers.process import ReverseProcess
 from sde_diffusion.solvers.runge_kutta import Integrator, Norm, Path, Rhs, Solution, Status, sample_rms
 from sde_diffusion.solvers.tableaux import TABLEAUX
 from sde_diffusion.tensors import expand, select

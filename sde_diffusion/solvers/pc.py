@@ -9,8 +9,9 @@ from torch import Tensor
 from sde_diffusion.errors import require
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers import base
-from sde_diffusion.solvers.base import GridSolver, ReverseProcess, Solver
+from sde_diffusion.solvers.base import GridSolver, Solver
 from sde_diffusion.solvers.correctors import Corrector, Langevin, Level
+from sde_diffusion.solvers.process import ReverseProcess
 from sde_diffusion.solvers.reverse_diffusion import ReverseDiffusion
 
 

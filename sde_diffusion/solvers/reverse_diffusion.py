@@ -2,28 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sde_diffusion.errors import require
 from sde_diffusion.sde import SDE
-from sde_diffusion.solvers.base import GridSolver, ReverseProcess, columns
-
-
-class Row(NamedTuple):
-    """x ← kept x + pull s + spread z."""
-
-    t: Tensor
-    t_next: Tensor
-    kept: float
-    pull: float
-    spread: float
+from sde_diffusion.solvers.base import AffineSolver, AffineStep, affine
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReverseDiffusion(GridSolver):
+class ReverseDiffusion(AffineSolver):
     """Undoes a step x_t = ρ x_s + √v z of the forward chain as Euler's method would: the predictor of score_sde.
 
     ρ = a_t/a_s and v = σ_t² − ρ² σ_s² are exact for any SDE; on a published DDPM or NCSN chain they are √(1 − β_i) and
@@ -49,18 +38,11 @@ class ReverseDiffusion(GridSolver):
     def stochastic(self) -> bool:
         return self.eta > 0
 
-    def plan(self, sde: SDE, times: Tensor) -> Sequence[Row]:
+    def plan(self, sde: SDE, times: Tensor) -> Sequence[AffineStep]:
         """x ← (2 − ρ) x + ½ (1 + η²) v s + η √v z;  `t_next < t` unless η = 0."""
         log_mean, std, half_log_snr = sde.log_mean_coef(times), sde.std(times), sde.half_log_snr(times)
         fall = torch.expm1(-log_mean.diff())  # ρ − 1
         added = -(std[:-1] ** 2) * torch.expm1(-2 * half_log_snr.diff())
         pull = 0.5 * (1 + self.eta**2) * added
         spread = self.eta * added.sqrt() if self.stochastic else torch.zeros_like(added)
-        return [Row(*row) for row in columns(times, 1 - fall, pull, spread)]
-
-    def update(self, process: ReverseProcess, x: Tensor, now: Row, state: None) -> tuple[Tensor, None]:
-        """See `plan`. The method has no memory."""
-        x_next = torch.add(now.kept * x, process.score(x, now.t), alpha=now.pull)
-        if not self.stochastic:
-            return x_next, None
-        return x_next.add_(process.noise(x, now.t, now.t_next), alpha=now.spread), None
+        return affine(times, 1 - fall, pull, spread)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sde_diffusion.errors import require_one_of, require_positive
 from sde_diffusion.solvers.adaptive import AdaptiveODE, Flow
-from sde_diffusion.solvers.base import ReverseProcess, as_time
+from sde_diffusion.solvers.process import ReverseProcess, as_time
 from sde_diffusion.solvers.runge_kutta import Norm, Rhs, sample_rms
 
 ORDERS = {"RK45": 5, "DOP853": 8}

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sde_diffusion.errors import require, require_one_of, require_positive
 from sde_diffusion.solvers.adaptive import AdaptiveODE, Flow
-from sde_diffusion.solvers.base import Observer, ReverseProcess, as_time
 from sde_diffusion.solvers.failures import not_finite
+from sde_diffusion.solvers.process import Observer, ReverseProcess, as_time
 from sde_diffusion.solvers.runge_kutta import Norm, Rhs, sample_rms
 
 Method = Literal[
