@@ -39,7 +39,7 @@ class WaveNet(nn.Module):
 
 
 def waves(count: int) -> Tensor:
-    """Sines of two periods with a phase of chance, (count, 1, LENGTH)."""
+    """Sines of two periods with random phase, (count, 1, LENGTH)."""
     place = torch.arange(LENGTH) / LENGTH
     return torch.sin(2 * torch.pi * (2 * place + torch.rand(count, 1)))[:, None]
 
@@ -59,7 +59,7 @@ for _ in range(STEPS):
     loss.backward()
     optimizer.step()
 
-# The file names the class but cannot hold its code, so whoever loads it gives a network of that class.
+# The file names the class but cannot hold its code, so to load it, give a network of that class.
 file = sd.save("custom_network.safetensors", score, units=sd.Continuous((1, LENGTH)))
 model = sd.load(file, net=WaveNet(), device="cpu")
 samples = model.sample(64, nfe=20)

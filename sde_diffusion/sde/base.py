@@ -69,11 +69,11 @@ class SDE(ABC):
 
     def __post_init__(self) -> None:
         require(0 < self.t_min < self.t_max, f"`t_min` must be in (0, {self.t_max}), got {self.t_min}")
-        end = torch.tensor(self.t_max, dtype=torch.float32)
+        end = float(self.log_mean_coef(torch.tensor(self.t_max, dtype=torch.float32)))
         require(
-            bool(self.log_mean_coef(end).isfinite()),
+            math.isfinite(end),
             f"`t_max` must be a time at which something of the data is left, a(t_max) > 0, but log a({self.t_max:g}) = "
-            f"{float(self.log_mean_coef(end)):g} in float32; lower it, e.g. `t_max` = {0.999 * self.t_max:g}",
+            f"{end:g} in float32; lower it, e.g. `t_max` = {0.999 * self.t_max:g}",
         )
 
     @abstractmethod

@@ -161,20 +161,7 @@ class DDPMpp(NCSNpp):
     The defaults are the published network for CIFAR-10, but for `embedding_scale`, which is this package's: as
     published it is 1, on c_noise = 999 t.
 
-    Args:
-        shape: Of one image, (channels, height, width).
-        classes: Number of classes; 0 for a network without labels.
-        heads: Number of events in the output, one after another along the channels.
-        channels: Width of level 0, even and at least 4.
-        multipliers: Width of each level as a multiple of `channels`; their number is the number of levels.
-        blocks: Residual blocks per level on the way down; the way up has one more.
-        attention: Resolutions with self-attention, each the smaller side of a level. Other numbers have no effect. The
-            middle always has attention.
-        dropout: Probability of dropping a feature inside the residual blocks, in training.
-        fourier: Exponents of waves of the input that the network sees as further channels; see `FourierFeatures`.
-        embedding: How c_noise is embedded, a name in `EMBEDDINGS`.
-        embedding_scale: Highest (sinusoidal) or typical (fourier) frequency of the embedding [radians per unit of
-            c_noise].
+    The options are those of `NCSNpp` that remain.
 
     Raises:
         InputError: As `NCSNpp`.
