@@ -33,6 +33,7 @@ trainer = sd.Trainer(
     sd.TensorDataset(units, points, labels),
     folder="runs/arms",
     config=sd.TrainingConfig(**FAST),
+    resume=True,  # a second start goes on with the run; without it a folder that holds one is refused
 )
 trainer.run()
 model = sd.load("runs/arms", device="cpu")  # `python cli.py sample runs/arms` reads it too

@@ -7,6 +7,8 @@
 The commands do the same and write tables and pictures.
 """
 
+import logging
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,19 +17,23 @@ import torch
 from torch import nn
 
 from sde_diffusion import checkpoints
-from sde_diffusion.checkpoints import RUNS, facts_of, source_of
-from sde_diffusion.config.build import build_trainer, choose_device, resolve_precision_of
+from sde_diffusion.checkpoints import RUNS, facts_of, source_of, write_weights
+from sde_diffusion.config.build import build_trainer, choose_device
 from sde_diffusion.config.parse import Raw, merge, parse
 from sde_diffusion.config.schema import REGISTRIES, Config, plain_config, read_config
+from sde_diffusion.continuing import continued
 from sde_diffusion.data import Dataset, DataSpec
 from sde_diffusion.errors import InputError, require, require_kind, shown_type
 from sde_diffusion.inference import Model
 from sde_diffusion.model import ScoreModel
 from sde_diffusion.runtime.atomic_write import as_path
+from sde_diffusion.runtime.ranks import Ranks
 from sde_diffusion.sde import SDE
-from sde_diffusion.training import Checkpoint, LossConfig, RunFolder, TrainingConfig, save_checkpoint
+from sde_diffusion.training import LossConfig, RunFolder, TrainingConfig
 from sde_diffusion.training import Trainer as TrainerOfParts
-from sde_diffusion.training.ema import MAIN
+from sde_diffusion.training.checkpoint import SUFFIX
+
+logger = logging.getLogger(__name__)
 
 
 def load(
@@ -78,9 +84,9 @@ def save(
     """
     if isinstance(model, Model):
         units, score_model = units or model.spec, model.score_model
-        base, step = model.trained.config, model.step
+        base, step, parts = model.trained.config, model.step, model.trained.parts
     elif isinstance(model, ScoreModel):
-        score_model, base, step = model, None, 0
+        score_model, base, step, parts = model, None, 0, {}
     else:
         raise InputError(f"`model` must be a ScoreModel or what sde_diffusion.load gave, got {shown_type(model)}")
     if not isinstance(units, DataSpec):
@@ -91,10 +97,9 @@ def save(
     )
     if config is not None:
         base = parse(Config, merge(plain_config(base) if base else {}, config), REGISTRIES)
-    tensors = {f"{MAIN}.{name}": value.float() for name, value in score_model.state_dict().items()}
     file = as_path("path", path)
-    file = file if file.suffix == ".safetensors" else file.with_name(f"{file.name}.safetensors")
-    save_checkpoint(file, Checkpoint(tensors, facts_of(score_model, units, base) | {"step": step}))
+    file = file if file.suffix == SUFFIX else file.with_name(file.name + SUFFIX)
+    write_weights(file, score_model, units, config=base, step=step, parts=parts)
     return file
 
 
@@ -116,9 +121,11 @@ class Trainer(TrainerOfParts):
         config, loss: What the sections `training` and `loss` of a config say.
         seed: Of every random number.
         device: Where to train; where the model is by default.
+        resume: Whether to continue the run that the folder holds, from its newest checkpoint. A folder with a run is
+            refused otherwise, so that no run is mixed with another.
 
     Raises:
-        InputError: Data of another shape than the network's.
+        InputError: Data of another shape than the network's; a folder that holds a run, or another run than this.
     """
 
     def __init__(
@@ -132,6 +139,7 @@ class Trainer(TrainerOfParts):
         loss: LossConfig | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
+        resume: bool = False,
     ) -> None:
         config, loss = config or TrainingConfig(), loss or LossConfig()
         require_kind("model", model, ScoreModel, "ScoreModel(MLP((2,)), VPSDE())")
@@ -141,21 +149,44 @@ class Trainer(TrainerOfParts):
         shape = tuple(getattr(model.net, "shape", train.spec.shape))
         require(shape == train.spec.shape, f"`train` must hold examples of the shape {shape}, got {train.spec.shape}")
         where = next(model.parameters()).device if device is None else choose_device(str(device))
-        source = source_of(train.spec)
-        options = Config(seed=seed, data=source, training=config, loss=loss)
-        options = resolve_precision_of(options, where)
-        facts = facts_of(model, train.spec, options)
-        super().__init__(
-            model.to(where),
-            train,
-            train if validation is None else validation,
-            config=options.training,
-            loss=options.loss,
-            folder=folder if isinstance(folder, RunFolder) else RunFolder(folder),
-            seed=seed,
-            device=where,
-            meta=facts | {"examples": len(train)},
+        place = folder if isinstance(folder, RunFolder) else RunFolder(folder)
+        require(
+            resume or place.latest() is None,
+            f"`folder` {place.path} holds a run already; choose another, or continue it by resume=True",
         )
+
+        def build(options: Config, folder: RunFolder, device: torch.device, ranks: Ranks) -> "Trainer":
+            super(Trainer, self).__init__(
+                model.to(device),
+                train,
+                train if validation is None else validation,
+                config=options.training,
+                loss=options.loss,
+                folder=folder,
+                seed=seed,
+                device=device,
+                meta=facts_of(model, train.spec, options) | {"examples": len(train)},
+                ranks=ranks,
+            )
+            return self
+
+        described = facts_of(
+            model, train.spec, Config(seed=seed, data=source_of(train.spec), training=config, loss=loss)
+        )
+        with place.locked():
+            continued(build, read_config(None, (), described["config"]), place, where)
+
+    def run(self) -> int | None:
+        """Train from the current step to the last. Ctrl-C saves a checkpoint first.
+
+        Raises:
+            KeyboardInterrupt: It was pressed.
+            InputError: Another process trains this run, or a file could not be read or written.
+            RunError: A loss was not finite; the last checkpoint is the one before it.
+        """
+        with self.folder.locked():
+            _ended(super().run())
+        return None
 
 
 def train(
@@ -172,19 +203,26 @@ def train(
     Raises:
         InputError: A bad config, or a folder that holds a run of another config.
         RunError: A loss was not finite.
+        KeyboardInterrupt: Ctrl-C was pressed; a checkpoint has been written, and the same call goes on.
     """
     if config is None or isinstance(config, Mapping):
-        sections = parse(Config, dict(config or {}), REGISTRIES)
+        sections = read_config(None, (), dict(config or {}))
     else:
         sections = read_config(as_path("config", config))
-    where = choose_device(device)
-    sections = resolve_precision_of(sections, where)
     raw = plain_config(sections)
     folder = RunFolder(out or RUNS / f"{raw['data']['name']}_{raw['sde']['name']}")
     with folder.locked():
-        trainer = build_trainer(sections, folder, where)
-        checkpoints.resume(trainer, folder, raw)
-        folder.write_config(raw)
+        trainer, _, notes = continued(build_trainer, sections, folder, choose_device(device))
+        for note in notes:
+            logger.warning(note)
         if trainer.step < sections.training.steps:
-            trainer.run()
+            _ended(trainer.run())
     return load(folder.path, device=device)
+
+
+def _ended(stopped: int | None) -> None:
+    """End the program as the signal would have that stopped a training, now that a checkpoint is written."""
+    if stopped == signal.SIGINT:
+        raise KeyboardInterrupt
+    if stopped is not None:
+        raise SystemExit(128 + stopped)

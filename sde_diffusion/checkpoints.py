@@ -5,6 +5,7 @@ which, and only a program that gives that object can load it.
 """
 
 import logging
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 
 from sde_diffusion.arguments import as_process
 from sde_diffusion.config.build import MODEL, Trained, load_trained, read_config
-from sde_diffusion.config.parse import Raw, Recipe, differences
+from sde_diffusion.config.parse import Raw, Recipe
 from sde_diffusion.config.schema import Config, ModelConfig, plain_config
 from sde_diffusion.data import DATASETS, DataSource, DataSpec
 from sde_diffusion.data.sources.arrays import Arrays
@@ -27,7 +28,8 @@ from sde_diffusion.pretrained import PRETRAINED, name_of, pretrained
 from sde_diffusion.registry import name_of as row_of
 from sde_diffusion.runtime.atomic_write import as_path
 from sde_diffusion.sde import SDE, SDES
-from sde_diffusion.training import Checkpoint, RunFolder, Trainer, load_checkpoint, newest_run
+from sde_diffusion.training import Checkpoint, RunFolder, load_checkpoint, newest_run, save_checkpoint
+from sde_diffusion.training.ema import MAIN
 
 logger = logging.getLogger(__name__)
 
@@ -212,19 +214,27 @@ def load(
     return load_trained(checkpoint, config, device, ema=ema, run=run, net=net, sde=sde)
 
 
-def resume(trainer: Trainer, folder: RunFolder, raw: Raw) -> None:
-    """Take up the newest checkpoint of a run, if there is one, whose config must be `raw` but for what may change.
+def write_weights(
+    file: Path,
+    model: ScoreModel,
+    spec: DataSpec,
+    *,
+    config: Config | None = None,
+    step: int = 0,
+    parts: Mapping[str, nn.Module] | None = None,
+) -> None:
+    """Write one set of weights in float32 as a checkpoint, with what was trained beside them.
+
+    Args:
+        file: Replaced whole where it exists.
+        spec, config: See `facts_of`.
+        step: Training steps that the weights have seen.
+        parts: Modules by name, as `Trained.parts`.
 
     Raises:
-        InputError: The folder holds a run of another config.
+        InputError: The file cannot be written.
     """
-    newest = folder.latest()
-    if newest is None:
-        return
-    checkpoint = load_checkpoint(newest, trainer.device)
-    for key, (before, after) in differences(stored_config(checkpoint, newest), raw).items():
-        require(
-            changes(read_config(None, (), raw), key) == "nothing",
-            f"the run {folder.path} was started with {key} = {before}, not {after}; choose another `out`",
-        )
-    trainer.restore(checkpoint)
+    tensors = {f"{MAIN}.{name}": value.float() for name, value in model.state_dict().items()}
+    for name, part in (parts or {}).items():
+        tensors |= {f"parts.{name}.{key}": value for key, value in part.state_dict().items()}
+    save_checkpoint(file, Checkpoint(tensors, facts_of(model, spec, config) | {"step": step}))

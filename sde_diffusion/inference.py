@@ -65,7 +65,9 @@ class Model:
 
     def to(self, device: torch.device | str) -> "Model":
         """This model with its weights on `device`."""
-        self.score_model.to(choose_device(str(device)))
+        target = choose_device(str(device))
+        for module in (self.score_model, *self.trained.parts.values()):
+            module.to(target)
         return self
 
     def score(self, x: Tensor, t: Tensor | float, *, label: Label = None) -> Tensor:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -298,3 +300,73 @@ def test_a_worse_model_guides(model: sd.Model) -> None:
         torch.testing.assert_close(model.sample(2, nfe=3, guidance=guidance, guide=model), model.sample(2, nfe=3))
     with pytest.raises(InputError, match=r"autoguidance needs a worse model as `guide`"):
         model.sample(2, nfe=3, guidance="autoguidance")
+
+
+def tiny_trainer(points: Tensor, folder: Path, steps: int, **options: Any) -> sd.Trainer:
+    config = sd.TrainingConfig(steps=steps, batch=32, sample_every=0, validate_every=0, keep=2, precision="float32")
+    data = sd.TensorDataset(sd.Continuous((2,)), points)
+    torch.manual_seed(0)
+    score = sd.ScoreModel(sd.MLP((2,), width=16, depth=1), sd.VPSDE())
+    return sd.Trainer(score, data, folder=folder, config=config, **options)
+
+
+def test_a_trainer_does_not_mix_runs(tmp_path: Path, points: Tensor) -> None:
+    """A shorter run in the folder of a longer one lost its checkpoints, and the older weights were loaded."""
+    tiny_trainer(points, tmp_path / "run", 6).run()
+    with pytest.raises(InputError, match=r"holds a run already; choose another, or continue it by resume=True"):
+        tiny_trainer(points, tmp_path / "run", 3)
+    assert sd.load(tmp_path / "run").step == 6
+
+
+def test_a_trainer_continues_bit_for_bit(tmp_path: Path, points: Tensor) -> None:
+    config = {"learning_rate": 1e-3, "warmup": 0, "decay": "constant"}
+    ends = []
+    for name, lengths in (("whole", [6]), ("parts", [3, 6])):
+        for steps in lengths:
+            torch.manual_seed(0)
+            score = sd.ScoreModel(sd.MLP((2,), width=16, depth=1), sd.VPSDE())
+            options = sd.TrainingConfig(steps=steps, batch=32, sample_every=0, precision="float32", **config)
+            data = sd.TensorDataset(sd.Continuous((2,)), points)
+            sd.Trainer(score, data, folder=tmp_path / name, config=options, resume=True).run()
+        ends.append(sd.load(tmp_path / name, ema=False).score_model.state_dict())
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+
+
+def test_a_trainer_refuses_to_continue_another_run(tmp_path: Path, points: Tensor) -> None:
+    tiny_trainer(points, tmp_path / "run", 2).run()
+    with pytest.raises(InputError, match=r"was started with seed = 0, not 1; continue it as it is, or choose another"):
+        tiny_trainer(points, tmp_path / "run", 4, resume=True, seed=1)
+    with pytest.raises(InputError, match=r"had 256 examples and now has 100; restore the data, or continue with"):
+        tiny_trainer(points[:100], tmp_path / "run", 4, resume=True)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_is_stopped_saves_and_ends_the_program(
+    tmp_path: Path, points: Tensor, monkeypatch: pytest.MonkeyPatch, stop: signal.Signals
+) -> None:
+    trainer = tiny_trainer(points, tmp_path / "run", 100)
+    step = trainer.train_step
+
+    def stopped(batch: Any) -> Any:
+        if trainer.step == 4:
+            os.kill(os.getpid(), stop)
+        return step(batch)
+
+    monkeypatch.setattr(trainer, "train_step", stopped)
+    with pytest.raises(KeyboardInterrupt if stop == signal.SIGINT else SystemExit):
+        trainer.run()
+    assert sd.load(tmp_path / "run").step == 5
+
+
+def test_what_was_trained_beside_a_model_is_saved_with_it(tmp_path: Path) -> None:
+    config = {
+        "model": {"network": {"channels": 8, "multipliers": [1]}},
+        "training": {"steps": 1, "batch": 8, "sample_every": 0, "validate_every": 0, "dequantise": "flow"},
+        "likelihood": {"dequantisation": "flow", "ode": {"rtol": 0.1, "atol": 0.1}},
+    }
+    model = sd.train(config, out=tmp_path / "run")
+    images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    again = sd.load(sd.save(tmp_path / "saved", model))
+    assert torch.equal(again.log_prob(images), model.log_prob(images))
+    with pytest.raises(InputError, match=r"do not fit the part '\w+' beside it"):
+        sd.load(sd.save(tmp_path / "bare", model.score_model, units=model.spec, config=config))

@@ -24,7 +24,8 @@ RANKS = {
     "likelihood": 5, "pictures": 5, "sampling": 5,
     "training": 6,
     "config": 7,
-    "checkpoints": 8, "exchange": 8, "verify": 8,
+    "checkpoints": 8,
+    "continuing": 9, "exchange": 9, "verify": 9,
     "densities": 9, "guided": 9, "inference": 10, "api": 11,
     "commands": 12,
 }  # fmt: skip

@@ -3,21 +3,19 @@
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
 
-from sde_diffusion.checkpoints import RUNS, stored_config
+from sde_diffusion.checkpoints import RUNS
 from sde_diffusion.commands.annotated import annotated
 from sde_diffusion.commands.asked import flags, request
 from sde_diffusion.commands.common import shared_options
 from sde_diffusion.commands.estimate import does_not_fit, print_estimate
 from sde_diffusion.commands.resuming import (
     config_to_resume,
-    require_same_data,
-    require_same_run,
+    remedies,
     resuming,
     run_name,
     training_options,
@@ -30,14 +28,14 @@ from sde_diffusion.config.build import (
     count_parameters,
     plain_config,
     resolve_perf,
-    resolve_precision_of,
 )
+from sde_diffusion.continuing import continued
 from sde_diffusion.errors import InputError
 from sde_diffusion.fields import Kind
 from sde_diffusion.runtime.memory import is_shortage
 from sde_diffusion.runtime.performance import precision_advice, resolve_precision
 from sde_diffusion.runtime.ranks import Ranks, joined
-from sde_diffusion.training import RunFolder, Trainer, load_checkpoint
+from sde_diffusion.training import RunFolder, Trainer
 
 EPILOG = """\b
 Examples:
@@ -135,8 +133,11 @@ def run(
         with ranks.agreed():
             if ranks.main:
                 held.enter_context(folder.locked())
-        trainer, config = _prepared(build, config, folder, device, ranks, kind)
+        words = remedies(folder, kind)
+        trainer, config, notes = continued(build, config, folder, device, ranks, kind=kind, remedies=words)
         if ranks.main:
+            for note in notes:
+                click.echo(note, err=True)
             click.echo(_described(trainer, folder, config, kind))
             if (advice := precision_advice(config.training.precision, device, asked=asked)) is not None:
                 click.echo(advice, err=True)
@@ -157,38 +158,6 @@ def run(
             if stopped:
                 click.echo(f"the same command resumes it, and so does: {resuming(folder, kind)}")
         return 128 + stopped if stopped else 0
-
-
-def _prepared(
-    build: Callable[[Config, RunFolder, torch.device, Ranks], Trainer],
-    config: Config,
-    folder: RunFolder,
-    device: torch.device,
-    ranks: Ranks,
-    kind: Kind,
-) -> tuple[Trainer, Config]:
-    """A trainer that stands where the newest checkpoint of the run does, and the config with the run's precision."""
-    newest = ranks.share(folder.latest() if ranks.main else None)
-    checkpoint = stored = None
-    with ranks.agreed():
-        if newest is not None:
-            checkpoint = load_checkpoint(newest, device if ranks.alone else "cpu")
-            stored = stored_config(checkpoint, newest)
-        config = resolve_precision_of(config, device, stored["training"]["precision"] if stored else "auto")
-    config = replace(config, training=replace(config.training, precision=ranks.share(config.training.precision)))
-    notes: list[str] = []
-    with ranks.agreed():
-        if checkpoint is not None and stored is not None:
-            notes += require_same_run(stored, config, folder, kind, step=checkpoint.meta["step"])
-        trainer = build(config, folder, device, ranks)
-        if checkpoint is not None:
-            notes += require_same_data(trainer.train, checkpoint, config, folder)
-            trainer.restore(checkpoint)
-        if ranks.main:
-            folder.write_config(plain_config(config))
-            for note in notes:
-                click.echo(note, err=True)
-    return trainer, config
 
 
 def _described(trainer: Trainer, folder: RunFolder, config: Config, kind: Kind) -> str:

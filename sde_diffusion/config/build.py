@@ -291,16 +291,17 @@ def load_trained(
     spec = DataSpec.from_dict(checkpoint.meta["data"])
     model = build_model(config, spec, device, net=net, sde=sde)
     weights, origin = averaged(checkpoint, ema, run)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"the weights of the checkpoint do not fit the network: {reason}") from None
     parts = build_parts(config, spec, device)
-    for name, part in parts.items():
-        part.load_state_dict(checkpoint.group(f"parts.{name}"))
-        part.eval().requires_grad_(False)
-    model.eval().requires_grad_(False)
+    for name, module, held in (
+        ("network", model, weights),
+        *((f"part {name!r} beside it", part, checkpoint.group(f"parts.{name}")) for name, part in parts.items()),
+    ):
+        try:
+            module.load_state_dict(held)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"the weights of the checkpoint do not fit the {name}: {reason}") from None
+        module.eval().requires_grad_(False)
     perf = resolve_perf(config, device, spec)
     prepare(model, perf)
     if perf.cuda_graphs:

@@ -5,13 +5,12 @@
 
 from pathlib import Path
 
-from sde_diffusion.config.build import Trained, plain_config
+from sde_diffusion.checkpoints import write_weights
+from sde_diffusion.config.build import Trained
 from sde_diffusion.config.parse import Raw
 from sde_diffusion.errors import InputError
 from sde_diffusion.exchange.base import Format, Imported
-from sde_diffusion.training import Checkpoint, save_checkpoint
 from sde_diffusion.training.checkpoint import SUFFIX
-from sde_diffusion.training.ema import MAIN
 
 
 class Weights(Format):
@@ -24,10 +23,6 @@ class Weights(Format):
         raise InputError(f"weights of this package need no import: use {path} as a checkpoint, e.g. sample {path}")
 
     def write(self, trained: Trained, folder: Path) -> list[Path]:
-        tensors = {f"{MAIN}.{name}": value for name, value in trained.model.state_dict().items()}
-        for name, part in trained.parts.items():
-            tensors |= {f"parts.{name}.{key}": value for key, value in part.state_dict().items()}
-        facts = {"config": plain_config(trained.config), "data": trained.spec.to_dict(), "step": trained.step}
         file = folder / f"weights{SUFFIX}"
-        save_checkpoint(file, Checkpoint(tensors, facts))
+        write_weights(file, trained.model, trained.spec, config=trained.config, step=trained.step, parts=trained.parts)
         return [file]

@@ -111,7 +111,8 @@ class RunFolder:
         """Write the checkpoint of `checkpoint.meta["step"]`, then drop all but the `keep` newest."""
         path = _write(self._holds, checkpoint)
         for old in self.checkpoints()[:-keep]:
-            old.unlink(missing_ok=True)
+            if old != path:  # what a folder of another run may have is no reason to lose what was just written
+                old.unlink(missing_ok=True)
         return path
 
     def snapshots(self) -> list[Path]:
