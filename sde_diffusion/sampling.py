@@ -166,7 +166,7 @@ def decode(
     project: X0Map | None = None,
     start: int = 0,
 ) -> Samples:
-    """What the latents `z` (B, *D) at `sde.t_max` become: the inverse of `encode`, unless it is told to denoise.
+    """What the latents `z` (B, *D) at `sde.t_max` become: the inverse of `encode`, unless `denoise` is true.
 
     Args:
         score_fn, sde, solver: As in `sample`; of a plan only its solver counts.

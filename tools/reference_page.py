@@ -1,11 +1,12 @@
 """docs/reference.md, from the code: `python -m tools.reference_page` writes it.
 
-Three parts: every key of a config with its default, its type and its meaning; every row of every registry; every
-command with its options. The words are those of the docstrings and of the commands' help.
+Four parts: every key of a config with its default, its type and its meaning; every row of every registry; what a
+program calls; every command with its options. The words are those of the docstrings and of the commands' help.
 """
 
 import dataclasses
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import click
 import yaml
 
+import sde_diffusion
 from sde_diffusion.commands import cli
 from sde_diffusion.config.parse import options, plain
 from sde_diffusion.config.schema import REGISTRIES, Config
@@ -34,6 +36,7 @@ the words are those of the docstrings and of `--help`.
 
 - [Configuration](#configuration): every key with its default and its meaning
 - [Parts](#parts): every process, network, loss, solver … that a config can name, with its options
+- [Library](#library): what a program calls
 - [Commands](#commands): every command with its options, exit codes, completion in a shell
 
 ## Configuration
@@ -49,6 +52,22 @@ PARTS = """\
 Each table is a registry: a name that a config can give, what it stands for, and where it was published. The options of
 a part stand below its table. [CONTRIBUTING](../CONTRIBUTING.md) shows how to add a row.
 """
+
+LIBRARY = """\
+## Library
+
+`import sde_diffusion as sd`. The package exports these functions and classes, every part above by its class
+(`sd.VPSDE`, `sd.DDIM` …), the tables of them (`sd.SDES`, `sd.SOLVERS` …) and the base class of each kind. The docstrings
+(`help(sd.sample)`) explain each argument, with shapes, units, errors and cost.
+"""
+
+CALLS = {
+    "A trained model": ("load", "save", "train", "Model", "Trainer", "Continuous", "Discrete", "TensorDataset"),
+    "Your own loop": ("ScoreModel", "dsm_loss", "denoising_error", "EMA", "training_batches", "sweep"),
+    "Samples and latents": ("sample", "encode", "decode", "slerp", "for_budget", "within", "SeededNoise"),
+    "Likelihoods": ("log_likelihood", "mean_interval", "continuous_bound", "chain_bound", "ledger"),
+    "Closed forms and conversions": ("GaussianMixture", "reverse_drift", "x0_from_score", "eps_from_score"),
+}
 
 COMMANDS = """\
 ## Commands
@@ -94,7 +113,12 @@ TITLES: dict[str, str] = {
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([INTRODUCTION, *configuration(), PARTS, *parts(), COMMANDS, *commands(cli)]).rstrip() + "\n"
+    return (
+        "\n".join(
+            [INTRODUCTION, *configuration(), PARTS, *parts(), LIBRARY, *library(), COMMANDS, *commands(cli)]
+        ).rstrip()
+        + "\n"
+    )
 
 
 def configuration() -> Iterator[str]:
@@ -160,6 +184,34 @@ def rows_of(registry: Registry) -> str:
     """One registry: name, first paragraph of the docstring, reference."""
     rows = ((f"`{name}`", summary(part), reference(part)) for name, part in registry.items())
     return table(("name", "what it is", "reference"), rows)
+
+
+def library() -> Iterator[str]:
+    """The calls of a program, with the public methods of a model."""
+    for title, names in CALLS.items():
+        yield f"### {title}\n"
+        yield table(("call", "what it does"), (row for name in names for row in calls(name)))
+
+
+def calls(name: str) -> Iterator[tuple[str, str]]:
+    """One function or class; of `Model` its methods too."""
+    part = getattr(sde_diffusion, name)
+    yield f"`{name}({arguments(part)})`", re.sub(":$", ".", summary(part))  # a formula follows in the docstring
+    if part is sde_diffusion.Model:
+        for method, value in vars(part).items():
+            if inspect.isfunction(value) and not method.startswith("_"):
+                yield f"`Model.{method}({arguments(value)})`", summary(value)
+
+
+def arguments(part: Callable[..., Any]) -> str:
+    """The names of the arguments; a star stands before those that are given by keyword."""
+    shown: list[str] = []
+    for parameter in inspect.signature(part).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in shown:
+            shown.append("*")
+        if parameter.name != "self":
+            shown.append(parameter.name)
+    return ", ".join(shown)
 
 
 def commands(group: click.Group) -> Iterator[str]:
