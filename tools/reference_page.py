@@ -57,8 +57,8 @@ LIBRARY = """\
 ## Library
 
 `import sde_diffusion as sd`. The package exports these functions and classes, every part above by its class
-(`sd.VPSDE`, `sd.DDIM` …), the tables of them (`sd.SDES`, `sd.SOLVERS` …) and the base class of each kind. The docstrings
-(`help(sd.sample)`) explain each argument, with shapes, units, errors and cost.
+(`sd.VPSDE`, `sd.DDIM` …), the tables of them (`sd.SDES`, `sd.SOLVERS` …) and the base class of each kind. Docstrings
+explain each argument, with shapes, units, errors and cost: `help(sd.sample)`.
 """
 
 CALLS = {
