@@ -98,6 +98,7 @@ def save(
     if config is not None:
         base = parse(Config, merge(plain_config(base) if base else {}, config), REGISTRIES)
     file = as_path("path", path)
+    require(bool(file.name) and not file.is_dir(), f"`path` must name a file, got the folder {file}")
     file = file if file.suffix == SUFFIX else file.with_name(file.name + SUFFIX)
     write_weights(file, score_model, units, config=base, step=step, parts=parts)
     return file

@@ -14,7 +14,7 @@ from sde_diffusion.config.parse import Raw
 from sde_diffusion.config.schema import plain_config
 from sde_diffusion.data.given import Label, labels_in_turn, labels_of, spans, state_tensor, value_tensor
 from sde_diffusion.densities import bits_of
-from sde_diffusion.errors import is_number, is_whole, require, require_whole
+from sde_diffusion.errors import is_number, is_whole, require, require_whole, shown_type
 from sde_diffusion.guidance import Guidance
 from sde_diffusion.guided import guided
 from sde_diffusion.likelihood import BitsPerDim, Divergence, mean_interval
@@ -141,7 +141,12 @@ class Model:
         require_whole(count=count, batch=batch)
         require(is_whole(start) and start >= 0, f"`start` must be a whole number ≥ 0, got {start!r}")
         require(is_whole(seed), f"`seed` must be a whole number, got {seed!r}")
+        require(denoise is None or isinstance(denoise, bool), f"`denoise` must be true or false, got {denoise!r}")
         used, denoised, end = self._plan(solver, nfe, denoise, t_end)
+        require(
+            guide is None or isinstance(guide, Model | NoisyClassifier),
+            f"`guide` must be what sde_diffusion.load gave, or a NoisyClassifier, got {shown_type(guide)}",
+        )
         bind = None if guide is None else (guide.score_model if isinstance(guide, Model) else guide).bind
         trained = guided(self.trained, guidance, bind)
         rows = []
@@ -224,8 +229,9 @@ class Model:
             solver, label: As in `encode`.
         """
         require(is_whole(frames) and frames > 1, f"`frames` must be a whole number > 1, got {frames!r}")
-        require(len(values) == len(others), f"`others` must hold {len(values)} partners, got {len(others)}")
-        ends = [self.encode(end, solver=solver, label=label) for end in (values, others)]
+        given = [value_tensor(self.spec, end, self.device) for end in (values, others)]
+        require(len(given[0]) == len(given[1]), f"`others` must hold {len(given[0])} partners, got {len(given[1])}")
+        ends = [self.encode(end, solver=solver, label=label) for end in given]
         path = slerp(ends[0], ends[1], torch.linspace(0, 1, frames, device=self.device))
         labels = labels_of(self.spec, label, len(path)).repeat_interleave(frames)
         return self.decode(path.flatten(0, 1), solver=solver, label=labels).reshape(path.shape)

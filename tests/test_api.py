@@ -111,6 +111,19 @@ def test_values_may_be_an_array(model: sd.Model, points: Tensor) -> None:
     torch.testing.assert_close(model.encode(points[:2].numpy(), solver=FAST), model.encode(points[:2], solver=FAST))
 
 
+@pytest.mark.parametrize(
+    "view",
+    [lambda a: a[:, ::-1][:, ::-1], lambda a: np.broadcast_to(a, a.shape), lambda a: a.astype(">f4")],
+    ids=["negative strides", "read-only", "big-endian"],
+)
+def test_an_array_may_lie_in_memory_as_it_likes(
+    model: sd.Model, points: Tensor, view: Callable[[Any], Any], recwarn: pytest.WarningsRecorder
+) -> None:
+    expected = model.encode(points[:2], solver=FAST)
+    torch.testing.assert_close(model.encode(view(points[:2].numpy()), solver=FAST), expected, rtol=0, atol=0)
+    assert not recwarn.list
+
+
 def test_what_is_saved_loads_with_the_same_scores(file: Path, points: Tensor) -> None:
     model = sd.load(str(file))
     again = sd.load(sd.save(file.with_name("again.safetensors"), model))
@@ -207,6 +220,11 @@ def wrong_uses() -> list[tuple[str, Callable[[sd.Model], object], str]]:
         ("NaN", lambda m: m.log_prob(x / 0), r"`values` must be finite, got 4"),
         ("another shape", lambda m: m.log_prob(torch.zeros(2, 3)), r"shape \(B, 2\), got \(2, 3\)"),
         ("no batch", lambda m: m.log_prob(torch.zeros(2)), r"values\[None\]"),
+        ("no example", lambda m: m.log_prob(x[:0]), r"got \(0, 2\); it holds no example"),
+        ("a guide by name", lambda m: m.sample(1, guide="worse"), r"`guide` must be what sde_diffusion.load gave"),
+        ("a word for denoise", lambda m: m.sample(1, denoise="yes"), r"`denoise` must be true or false, got 'yes'"),
+        ("a number for partners", lambda m: m.interpolate(x, 5), r"`values` must be a tensor or an array of numbers"),
+        ("a folder for a file", lambda m: sd.save(".", m), r"`path` must name a file, got the folder \."),
         ("a list", lambda m: m.log_prob([[0.0, 0.0]]), r"`values` must be a tensor or an array"),
         ("complex numbers", lambda m: m.log_prob(x.to(torch.complex64)), r"`values` must be.*complex64"),
         ("partners that are not there", lambda m: m.interpolate(x, x[:1]), r"hold 2 partners, got 1"),

@@ -70,6 +70,7 @@ def value_tensor(spec: DataSpec, values: Any, device: torch.device) -> Tensor:
     require(
         data.ndim == len(spec.shape) + 1 and tuple(data.shape[1:]) == spec.shape and len(data) > 0,
         f"`values` must have the shape (B, {', '.join(map(str, spec.shape))}), got {tuple(data.shape)}"
+        + ("; it holds no example" if data.ndim > 0 and len(data) == 0 else "")
         + ("; add the side of the batch: values[None]" if tuple(data.shape) == spec.shape else ""),
     )
     spec.check_values(data)
@@ -91,8 +92,9 @@ def state_tensor(spec: DataSpec, name: str, z: Any, device: torch.device) -> Ten
 
 def _tensor(name: str, values: Any) -> Tensor:
     """A tensor of what is one, or an array of numbers."""
-    if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
-        values = torch.from_numpy(values)
+    if isinstance(values, np.ndarray) and values.dtype.kind in "fiub" and values.dtype.itemsize <= 8:
+        own = np.array(values, dtype=values.dtype.newbyteorder("="), order="C")  # of any strides, byte order and owner
+        values = torch.from_numpy(own)
     if not isinstance(values, Tensor) or values.is_complex():
         found = f"{values.dtype}" if isinstance(values, Tensor | np.ndarray) else shown_type(values)
         raise InputError(f"`{name}` must be a tensor or an array of numbers, got {found}")
